@@ -1,0 +1,246 @@
+"""`AccelConfig`: which methods are on, with which settings; from keywords, files and presets, and back to files.
+
+The form in a file is JSON or YAML::
+
+    version: 1
+    cache:
+      - {method: delta, interval: 3}
+
+`attention` and `quantize` hold one method each, `cache` a list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+import accel.methods as _methods  # registers the methods
+from accel.errors import AccelError
+from accel.methods.base import MethodConfig, registered
+
+__all__ = ["CONFIG_NAME", "AccelConfig", "method_names"]
+
+CONFIG_NAME = "accel_config.json"
+VERSION = 1
+_KEYWORDS = ("attention", "cache", "quantize")
+
+del _methods
+
+
+class AccelConfig(BaseModel):
+    """The methods of one pipeline.
+
+    Attributes:
+        version: Version of the file format.
+        attention: Configuration of the sparse attention, None for dense.
+        cache: Configurations of the caches, in any order.
+        quantize: Configuration of the quantization, None for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    version: int = VERSION
+    attention: MethodConfig | None = None
+    cache: tuple[MethodConfig, ...] = ()
+    quantize: MethodConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        unknown = [key for key in data if key not in cls.model_fields]
+        if unknown:
+            raise AccelError(
+                f"unknown setting {unknown[0]!r} in the configuration{_nearest(unknown[0], cls.model_fields)}"
+            )
+        if data.get("version", VERSION) != VERSION:
+            raise AccelError(f"the configuration has version {data['version']!r}; this Accel reads version {VERSION}")
+        resolved = dict(data)
+        for keyword in ("attention", "quantize"):
+            resolved[keyword] = _one(keyword, data.get(keyword))
+        resolved["cache"] = _several("cache", data.get("cache"))
+        return resolved
+
+    @property
+    def methods(self) -> tuple[MethodConfig, ...]:
+        """All active configurations."""
+        return tuple(c for c in (self.attention, *self.cache, self.quantize) if c is not None)
+
+    def with_overrides(self, overrides: dict[str, Any]) -> AccelConfig:
+        """A copy in which each flat keyword went to the one active method that has a field of that name."""
+        config = self
+        for name, value in overrides.items():
+            owners = [c.method for c in config.methods if name in type(c).model_fields]
+            if not owners:
+                raise AccelError(_no_owner(name, config))
+            if len(owners) > 1:
+                raise AccelError(
+                    f"both {' and '.join(owners)} have a setting {name!r}: "
+                    f"write it for one of them, as in {owners[0]}.{name}={value}"
+                )
+            config = config._replaced(owners[0], {name: value})
+        return config
+
+    def with_setting(self, path: str, value: Any) -> AccelConfig:
+        """A copy with one setting by its path, as in `cache.interval`, `cache.delta.interval` or `interval`."""
+        *where, name = path.split(".")
+        if not where:
+            return self.with_overrides({name: value})
+        keyword, method = (where[0], where[-1]) if len(where) == 2 else (where[0], where[0])
+        candidates = [
+            c
+            for c in self.methods
+            if keyword in (c.keyword, c.method) and (method in (c.method, c.keyword)) and len(where) <= 2
+        ]
+        if len(candidates) != 1:
+            active = ", ".join(f"{c.keyword}.{c.method}" for c in self.methods) or "none"
+            raise AccelError(f"{path!r} names no single active method (active: {active})")
+        if name not in type(candidates[0]).model_fields:
+            fields = type(candidates[0]).model_fields
+            raise AccelError(f"{candidates[0].method} has no setting {name!r}{_nearest(name, fields)}")
+        return self._replaced(candidates[0].method, {name: value})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back."""
+        return {
+            "version": self.version,
+            "attention": _plain(self.attention),
+            "cache": [_plain(c) for c in self.cache],
+            "quantize": _plain(self.quantize),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> AccelConfig:
+        """Reads plain data; whatever is unknown or impossible is refused in one line."""
+        if not isinstance(data, dict):
+            raise AccelError(f"a configuration is a mapping with {', '.join(_KEYWORDS)}, not {type(data).__name__}")
+        return cls(**data)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes `accel_config.json` into a model's folder, where `accel.enable` finds it."""
+        path = Path(folder) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> AccelConfig:
+        """Reads a JSON or YAML file, or the `accel_config.json` of a folder."""
+        path = Path(path)
+        file = path / CONFIG_NAME if path.is_dir() else path
+        try:
+            # JSON is YAML, so one reader serves both.
+            data = yaml.safe_load(file.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise AccelError(f"cannot read the configuration {file}: {_reason(error)}") from error
+        except yaml.YAMLError as error:
+            raise AccelError(f"{file} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
+        try:
+            return cls.from_dict(data)
+        except AccelError as error:
+            raise AccelError(f"{file}: {error}") from error
+
+    def _replaced(self, method: str, fields: dict[str, Any]) -> AccelConfig:
+        def change(config: MethodConfig) -> MethodConfig:
+            same = config.method != method
+            return config if same else make_method(type(config), {**config.model_dump(), **fields})
+
+        return AccelConfig(
+            version=self.version,
+            attention=self.attention and change(self.attention),
+            cache=tuple(change(c) for c in self.cache),
+            quantize=self.quantize and change(self.quantize),
+        )
+
+
+def method_names(keyword: str) -> list[str]:
+    """Names of the methods that a keyword takes."""
+    return sorted(name for name, entry in registered().items() if entry.config.keyword == keyword)
+
+
+def make_method(config: type[MethodConfig], fields: dict[str, Any]) -> MethodConfig:
+    """Builds a method's configuration; an impossible value is refused with the nearest possible one."""
+    try:
+        return config(**fields)
+    except ValidationError as error:
+        raise AccelError(f"{config.method}: {_one_line(error, config)}") from error
+
+
+def _one(keyword: str, value: Any) -> MethodConfig | None:
+    if value is None or (keyword == "attention" and value == "dense"):
+        return None
+    if isinstance(value, (list, tuple)):
+        raise AccelError(f"{keyword} takes one method, not a list")
+    return _method(keyword, value)
+
+
+def _several(keyword: str, value: Any) -> tuple[MethodConfig, ...]:
+    if value is None or value == "none":
+        return ()
+    values = value if isinstance(value, (list, tuple)) else [value]
+    methods = tuple(_method(keyword, v) for v in values)
+    names = [m.method for m in methods]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise AccelError(f"{keyword} names {twice} twice")
+    return methods
+
+
+def _method(keyword: str, value: Any) -> MethodConfig:
+    if isinstance(value, MethodConfig):
+        if value.keyword != keyword:
+            raise AccelError(f"{type(value).__name__} goes to {value.keyword}=, not to {keyword}=")
+        return value
+    if isinstance(value, str):
+        value = {"method": value}
+    if not isinstance(value, dict) or not isinstance(value.get("method"), str):
+        known = ", ".join(repr(n) for n in method_names(keyword)) or "nothing yet"
+        raise AccelError(f"{keyword} takes a method's name or its config object ({known}), not {value!r}")
+    fields = {k: v for k, v in value.items() if k != "method"}
+    name = value["method"]
+    entry = registered().get(name)
+    if entry is None or entry.config.keyword != keyword:
+        names = method_names(keyword)
+        there = f"it takes {', '.join(repr(n) for n in names)}" if names else "no such method is there yet"
+        raise AccelError(f"{keyword} has no method {name!r}: {there}{_nearest(name, names)}")
+    return make_method(entry.config, fields)
+
+
+def _plain(config: MethodConfig | None) -> dict[str, Any] | None:
+    return None if config is None else {"method": config.method, **config.model_dump()}
+
+
+def _no_owner(name: str, config: AccelConfig) -> str:
+    elsewhere = [n for n, entry in registered().items() if name in entry.config.model_fields]
+    if elsewhere:
+        keyword = registered()[elsewhere[0]].config.keyword
+        return f"{name!r} is a setting of {elsewhere[0]}, which is not on: add {keyword}={elsewhere[0]!r}"
+    known = {field for c in config.methods for field in type(c).model_fields} | set(_KEYWORDS)
+    return f"no active method has a setting {name!r}{_nearest(name, known)}"
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (nearest: {close[0]!r})" if close else f" (known: {', '.join(sorted(known))})" if known else ""
+
+
+def _one_line(error: ValidationError, config: type[MethodConfig]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return f"no setting {name!r}{_nearest(name, config.model_fields)}"
+    context = first.get("ctx", {})
+    bound = next((context[key] for key in ("ge", "le", "gt", "lt") if key in context), None)
+    nearest = f" (nearest: {bound})" if bound is not None else ""
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{name}={first['input']!r} is not possible: {message}{nearest}"
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)

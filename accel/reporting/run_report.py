@@ -1,0 +1,102 @@
+"""The summary of a session: what was asked for, and what really ran."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from accel.config import AccelConfig
+from accel.methods.base import Method
+from accel.pipelines.sites import PipelineFacts
+from accel.runtime.recorder import Recorder, RunRecord
+
+
+class Summary:
+    """A snapshot of what ran; `str()` for people, `to_dict()` and `to_json()` for programs."""
+
+    def __init__(self, data: dict[str, Any], lines: list[str]) -> None:
+        self._data = data
+        self._lines = lines
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines)
+
+    def __repr__(self) -> str:
+        return f"<Summary of {len(self._data['runs'])} runs of {self._data['pipeline']}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: `pipeline`, `family`, `config`, and per run its size, seconds, methods, fallbacks and notes."""
+        return json.loads(self.to_json())
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The same as JSON text."""
+        return json.dumps(self._data, indent=indent)
+
+
+def summarize(
+    pipe: Any, facts: PipelineFacts, config: AccelConfig, methods: list[Method], recorder: Recorder
+) -> Summary:
+    """Reads the recorder and says it in words."""
+    denoiser = facts.denoisers[0].module
+    parameter = next(denoiser.parameters(), torch.empty(0))
+    data: dict[str, Any] = {
+        "pipeline": type(pipe).__name__,
+        "family": facts.family.name,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(getattr(pipe, "_execution_device", parameter.device)),
+        "config": config.to_dict(),
+        "runs": [_run(record, methods) for record in recorder.runs],
+        "calls_outside_runs": recorder.outside_calls,
+    }
+    lines = [f"{data['pipeline']} ({facts.family.title}), {data['device']}, {data['dtype']}"]
+    lines += [_settings(method) for method in methods] or ["no method is on: every run is plain"]
+    if not recorder.runs:
+        lines.append("no run yet" + _outside(recorder.outside_calls))
+    for record in recorder.runs:
+        lines += _lines(record, methods)
+    return Summary(data, lines)
+
+
+def _run(record: RunRecord, methods: list[Method]) -> dict[str, Any]:
+    return {
+        "steps": record.steps_seen,
+        "planned_steps": record.num_steps,
+        "grid": record.grid,
+        "branches": record.branches,
+        "seconds": record.seconds,
+        "denoiser_seconds": record.denoiser_seconds,
+        "finished": record.finished and record.steps_seen >= record.num_steps,
+        "methods": {method.config.method: method.report(record) for method in methods},
+        "fallbacks": [
+            {"method": method, "reason": reason, "times": times} for (method, reason), times in record.fallbacks.items()
+        ],
+        "notes": record.notes,
+    }
+
+
+def _settings(method: Method) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in method.config.model_dump().items())
+    return f"{method.config.keyword} {method.config.method}: {settings}"
+
+
+def _lines(record: RunRecord, methods: list[Method]) -> list[str]:
+    tokens = ""
+    if record.grid is not None:
+        time, height, width = record.grid
+        tokens = f", {time * height * width:,} tokens ({time}×{height}×{width})"
+    broken = "" if record.steps_seen >= record.num_steps else f" of {record.num_steps} (the run was cut short)"
+    branches = " and ".join(record.branches) or "no call"
+    lines = [f"run {record.index + 1}: {record.steps_seen} steps{broken}, {branches}{tokens}"]
+    lines += [f"  {method.config.method}: {method.describe(record)}" for method in methods]
+    lines += [f"  {method} fell back {times} times: {reason}" for (method, reason), times in record.fallbacks.items()]
+    lines += [f"  note: {note}" for note in record.notes]
+    lines.append(f"  {record.denoiser_seconds:.2f} s in the denoiser, {record.seconds:.2f} s in the loop")
+    return lines
+
+
+def _outside(calls: int) -> str:
+    if not calls:
+        return ""
+    return f"; the denoiser was called {calls} times outside of a run of this pipeline, plainly"

@@ -1,0 +1,125 @@
+"""The step clock: which run, chunk, step and guidance branch a call of the denoiser belongs to.
+
+A run is the denoising loop of one pipeline call. It begins when the pipeline makes its progress bar and ends when the
+bar is closed, also by an exception (`accel.runtime.runs` watches for both). Calls outside of a run have no moment: a
+denoiser that another pipeline uses too, or that is called by hand, runs plainly then.
+
+Within a run a new step begins when a branch that was seen already comes again; a second-order scheduler evaluates the
+model twice for most of its steps, and each evaluation counts as a step here. Pipelines that call twice per step but
+do not tell the branch are told apart by the timestep, which stays the same within a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from accel.pipelines.facts import Guidance
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a call of the denoiser stands; all counts begin at 0."""
+
+    run: int
+    chunk: int
+    step: int
+    num_steps: int
+    branch: str
+    denoiser: str
+
+
+class Clock:
+    """Counts the calls of a pipeline's denoisers; `now` is the moment of the call that is running, or None."""
+
+    def __init__(self, guidance: Guidance, *, chunked: bool = False) -> None:
+        self.now: Moment | None = None
+        self.runs = 0
+        self._guidance = guidance
+        self._chunked = chunked
+        self._running = False
+        self._branch: str | None = None
+        self._reset()
+
+    @property
+    def running(self) -> bool:
+        """Whether a run has begun and not ended."""
+        return self._running
+
+    def start_run(self, num_steps: int) -> None:
+        """Begins a run of `num_steps` model evaluations per branch."""
+        self._reset()
+        self._num_steps = num_steps
+        self._running = True
+        self.runs += 1
+
+    def end_run(self) -> None:
+        """Ends the run; does nothing when none is on."""
+        self._running = False
+
+    @contextlib.contextmanager
+    def branch(self, name: str) -> Iterator[None]:
+        """Tells the branch of the calls within, as a pipeline does through `cache_context`."""
+        before, self._branch = self._branch, name
+        try:
+            yield
+        finally:
+            self._branch = before
+
+    @contextlib.contextmanager
+    def call(self, denoiser: str, timestep: Any) -> Iterator[Moment | None]:
+        """One call of a denoiser, during which `now` is its moment."""
+        if not self._running:
+            yield None
+            return
+        before, self.now = self.now, self._advance(denoiser, timestep)
+        try:
+            yield self.now
+        finally:
+            self.now = before
+
+    def _reset(self) -> None:
+        self.now = None
+        self._step = self._chunk = 0
+        self._started = False
+        self._timestep: Any = None
+        self._seen: list[str] = []
+
+    def _advance(self, denoiser: str, timestep: Any) -> Moment:
+        branch = self._branch or self._unnamed_branch(timestep)
+        if self._chunked and self._started and _value(timestep) > _value(self._timestep):
+            self._chunk += 1
+            self._step = 0
+            self._seen = []
+        elif branch in self._seen:
+            self._step += 1
+            self._seen = []
+        self._started = True
+        self._seen.append(branch)
+        self._timestep = timestep
+        return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser)
+
+    def _unnamed_branch(self, timestep: Any) -> str:
+        order = self._guidance.order
+        if self._guidance.form == "batched":
+            return "+".join(order)
+        position = len(self._seen)
+        if 0 < position < len(order) and self._same_timestep(timestep):
+            return order[position]
+        return order[0]
+
+    def _same_timestep(self, timestep: Any) -> bool:
+        # Pipelines give both calls of a step the same object as a rule; only otherwise is the device asked.
+        if timestep is self._timestep:
+            return True
+        if isinstance(timestep, torch.Tensor) and isinstance(self._timestep, torch.Tensor):
+            return timestep.shape == self._timestep.shape and bool(torch.equal(timestep, self._timestep))
+        return timestep == self._timestep
+
+
+def _value(timestep: Any) -> float:
+    return float(torch.as_tensor(timestep).flatten()[0])

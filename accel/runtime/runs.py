@@ -1,0 +1,117 @@
+"""Where a run begins and ends: the pipeline's progress bar, and the branch that it names.
+
+Every denoising loop of diffusers makes its bar with `pipe.progress_bar` after the timesteps are set, and closes it when
+the loop ends, also when it ends by an exception. Both wrappers below are attributes of the instance. Copies of the
+pipeline or the model get the plain method back, because copying a wrapper copies what it wraps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from accel.runtime.clock import Clock
+
+
+class InstanceMethod:
+    """Replaces a method of one instance by a call of `wrapper(original, *args, **kwargs)`, until `remove`."""
+
+    def __init__(self, instance: object, name: str, wrapper: Callable[..., Any]) -> None:
+        self._instance = instance
+        self._name = name
+        self._wrapper = wrapper
+        self._had = name in vars(instance)
+        self._original = getattr(instance, name)
+        vars(instance)[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._wrapper(self._original, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._instance, self._name)
+
+    def remove(self) -> None:
+        """Gives the instance its own method back; what others have put there since stays."""
+        if vars(self._instance).get(self._name) is self:
+            if self._had:
+                vars(self._instance)[self._name] = self._original
+            else:
+                del vars(self._instance)[self._name]
+
+
+class _Closing:
+    """An iterable that says when the loop over it ends."""
+
+    def __init__(self, iterable: Any, on_end: Callable[[], None]) -> None:
+        self._iterable = iterable
+        self._on_end = on_end
+
+    def __len__(self) -> int:
+        return len(self._iterable)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._iterable
+        finally:
+            self._on_end()
+
+
+def watch_runs(pipe: Any, on_start: Callable[[int], None], on_end: Callable[[], None]) -> Callable[[], None]:
+    """Calls `on_start(model evaluations per branch)` and `on_end()` around each denoising loop of the pipeline.
+
+    Returns what stops the watching.
+    """
+
+    current: object | None = None
+
+    def finish(loop: object | None) -> None:
+        # A bar is closed again when it is collected, perhaps long after; only the loop that is on may end the run.
+        nonlocal current
+        if loop is current and current is not None:
+            current = None
+            on_end()
+
+    def progress_bar(original: Callable[..., Any], iterable: Any = None, total: int | None = None) -> Any:
+        nonlocal current
+        finish(current)
+        loop = object()
+        if iterable is not None:
+            bar = original(_Closing(iterable, lambda: finish(loop)))
+            count = _evaluations(pipe, len(iterable), per_step=False)
+        else:
+            bar = original(total=total)
+            close = bar.close
+
+            def closing() -> None:
+                finish(loop)
+                close()
+
+            bar.close = closing
+            count = _evaluations(pipe, total or 0, per_step=True)
+        current = loop
+        on_start(count)
+        return bar
+
+    return InstanceMethod(pipe, "progress_bar", progress_bar).remove
+
+
+def watch_branches(module: nn.Module, clock: Clock) -> Callable[[], None]:
+    """Tells the clock the branch that a pipeline names through `module.cache_context`; returns the undo."""
+    if not hasattr(module, "cache_context"):
+        return lambda: None
+
+    @contextlib.contextmanager
+    def cache_context(original: Callable[..., Any], name: str, **kwargs: Any) -> Iterator[None]:
+        with clock.branch(name), original(name, **kwargs):
+            yield
+
+    return InstanceMethod(module, "cache_context", cache_context).remove
+
+
+def _evaluations(pipe: Any, count: int, *, per_step: bool) -> int:
+    order = getattr(pipe.scheduler, "order", 1)
+    # Second-order schedulers evaluate the model `order` times in each step but the last.
+    return count * order - (order - 1) if per_step else count

@@ -1,0 +1,39 @@
+"""What methods keep between the steps of a run, never longer and never across guidance branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from accel.runtime.clock import Moment
+
+T = TypeVar("T")
+
+
+class BranchState(Generic[T]):
+    """One value per (denoiser, guidance branch), made on first use and dropped when the run or the chunk changes."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._values: dict[tuple[str, str], T] = {}
+        self._period: tuple[int, int] | None = None
+
+    def at(self, moment: Moment) -> T:
+        """The value for the branch of this moment."""
+        period = (moment.run, moment.chunk)
+        if period != self._period:
+            self.clear()
+            self._period = period
+        key = (moment.denoiser, moment.branch)
+        if key not in self._values:
+            self._values[key] = self._make()
+        return self._values[key]
+
+    def values(self) -> list[T]:
+        """All values of the running period."""
+        return list(self._values.values())
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._values.clear()
+        self._period = None

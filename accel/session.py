@@ -1,0 +1,284 @@
+"""`enable`, `disable`: one session per pipeline, from checking to exact undo."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel.config import CONFIG_NAME, AccelConfig
+from accel.errors import AccelError, AccelWarning
+from accel.methods.base import Context, Method, MethodConfig, registered
+from accel.pipelines.sites import Denoiser, PipelineFacts, inspect_pipeline, token_grid
+from accel.presets import PRESETS, preset
+from accel.reporting.run_report import Summary, summarize
+from accel.runtime.board import Board
+from accel.runtime.clock import Clock
+from accel.runtime.hooks import HookSet, hook_of
+from accel.runtime.recorder import Recorder
+from accel.runtime.runs import watch_branches, watch_runs
+
+
+class Session:
+    """The acceleration of one pipeline, as `enable` returns it; also a context manager that ends in `disable`."""
+
+    def __init__(self, pipe: Any, facts: PipelineFacts, config: AccelConfig) -> None:
+        self.config = config
+        self._pipe = pipe
+        self._facts = facts
+        self._recorder = Recorder()
+        self._board = Board(self._recorder)
+        self._clock = Clock(facts.guidance, chunked=facts.family.chunked)
+        self._hooks = HookSet(self)
+        self._undo: list[Callable[[], None]] = []
+        context = Context(facts, self._clock, self._board, self._recorder, self._hooks)
+        self._methods: list[Method] = [registered()[c.method].method(c, context) for c in config.methods]
+        self.enabled = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.disable()
+
+    def install(self) -> None:
+        """Puts everything in place, or nothing when something fails on the way."""
+        _check_slots(self._methods)
+        try:
+            for method in self._methods:
+                self._undo.extend(method.install())
+            for denoiser in self._facts.denoisers:
+                self._hooks.add(denoiser.module, partial(self._denoise, denoiser))
+                self._undo.append(watch_branches(denoiser.module, self._clock))
+            self._undo.append(watch_runs(self._pipe, self._start_run, self._end_run))
+        except BaseException:
+            self.disable()
+            raise
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Gives the pipeline back as it was; the summary stays. Doing it again changes nothing."""
+        self._end_run()
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        self._hooks.remove()
+        self.enabled = False
+
+    def summary(self) -> Summary:
+        """What really ran, run by run; also after `disable`."""
+        return summarize(self._pipe, self._facts, self.config, self._methods, self._recorder)
+
+    def _start_run(self, num_steps: int) -> None:
+        self._recorder.start_run(num_steps)
+        self._clock.start_run(num_steps)
+        for method in self._methods:
+            method.start_run(num_steps)
+        for text in self._displaced():
+            self._recorder.note(text)
+            warnings.warn(text, AccelWarning, stacklevel=2)
+
+    def _end_run(self) -> None:
+        record = self._recorder.current
+        self._clock.end_run()
+        for method in self._methods:
+            method.end_run()
+        self._recorder.end_run()
+        if record is None or record.steps_seen < record.num_steps:
+            return
+        for method in self._methods:
+            reason = method.idle_reason(record)
+            if reason is not None:
+                text = f"{method.config.method} was on and did nothing: {reason}"
+                record.notes.append(text)
+                warnings.warn(text, AccelWarning, stacklevel=2)
+
+    def _denoise(
+        self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        with self._clock.call(denoiser.name, denoiser.argument("timestep", args, kwargs)) as moment:
+            if moment is None:
+                self._recorder.outside_calls += 1
+                return proceed(*args, **kwargs)
+            record = self._recorder.current
+            if record is not None and record.grid is None:
+                record.grid = token_grid(self._facts.family.grid, denoiser, args, kwargs)
+            self._board.wipe()
+            device = _device(args, kwargs)
+            started = self._recorder.call_started(moment, device)
+            output = proceed(*args, **kwargs)
+            self._recorder.call_ended(started, device)
+            return output
+
+    def _displaced(self) -> list[str]:
+        """Makes good what happened to the modules since they were hooked, or says what cannot be made good."""
+        texts = []
+        for denoiser in self._facts.denoisers:
+            if getattr(self._pipe, denoiser.name, None) is not denoiser.module:
+                texts.append(f"pipe.{denoiser.name} was replaced after enable and runs plainly: enable again")
+            if getattr(denoiser.module, "is_cache_enabled", False):
+                texts.append(f"a cache of diffusers is on in pipe.{denoiser.name} beside Accel: use one of the two")
+        whole = {id(denoiser.module): denoiser.name for denoiser in self._facts.denoisers}
+        for module in self._hooks.lost():
+            if id(module) in whole:
+                texts.append(
+                    f"pipe.{whole[id(module)]} was compiled as a whole after enable and runs plainly: "
+                    "use compile_repeated_blocks() instead"
+                )
+            else:
+                self._hooks.reinstall(module)
+        return texts
+
+
+def enable(
+    pipe: Any,
+    preset_or_config: str | Path | AccelConfig | dict[str, Any] | None = None,
+    *,
+    attention: str | MethodConfig | None = None,
+    cache: str | MethodConfig | list[str | MethodConfig] | None = None,
+    quantize: str | MethodConfig | None = None,
+    **overrides: Any,
+) -> Session:
+    """Accelerates a diffusers pipeline until `disable`.
+
+    Args:
+        pipe: A diffusers pipeline of a family that `accel list` names.
+        preset_or_config: A preset ("quality", "balanced", "fast"), an `AccelConfig`, or the path of a JSON or YAML
+            file. With nothing at all, the `accel_config.json` beside the model is used, or else "balanced".
+        attention: "dense", or the name or configuration of a sparse attention.
+        cache: Name or configuration of a cache, or a list of them; "none" for no cache.
+        quantize: Name or configuration of a quantization.
+        **overrides: Settings by their flat name, each for the one active method that has it.
+
+    Returns:
+        The session: `.summary()`, `.disable()`, and a context manager that disables at its end.
+
+    Raises:
+        AccelError: One line that names what is wrong and the nearest thing that works; nothing is changed then.
+    """
+    facts = inspect_pipeline(pipe)
+    _check_free(facts)
+    given = {"attention": attention, "cache": cache, "quantize": quantize}
+    config = resolve(preset_or_config, given, overrides, beside=_folder(pipe))
+    session = Session(pipe, facts, config)
+    session.install()
+    return session
+
+
+def disable(pipe: Any) -> None:
+    """Gives a pipeline back as it was before `enable`; does nothing when it is not enabled."""
+    session = _session(pipe)
+    if session is not None:
+        session.disable()
+
+
+def summary(pipe: Any) -> Summary:
+    """What really ran on an enabled pipeline; after `disable`, ask the session that `enable` returned."""
+    session = _session(pipe)
+    if session is None:
+        raise AccelError(
+            f"{type(pipe).__name__} is not enabled; keep what accel.enable returns, its summary() stays after disable"
+        )
+    return session.summary()
+
+
+def resolve(
+    preset_or_config: Any,
+    given: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    beside: Path | None = None,
+) -> AccelConfig:
+    """The configuration that a call of `enable` means.
+
+    `given` are the keywords attention, cache and quantize, which replace what the preset or the file says of them; with
+    one of them and nothing else, the others stay off.
+    """
+    chosen = {keyword: value for keyword, value in (given or {}).items() if value is not None}
+    if preset_or_config is None:
+        if chosen:
+            config = AccelConfig()
+        elif beside is not None and (beside / CONFIG_NAME).is_file():
+            config = AccelConfig.from_pretrained(beside)
+        else:
+            config = preset("balanced")
+    else:
+        config = _read(preset_or_config)
+    if chosen:
+        config = AccelConfig(**{**{k: getattr(config, k) for k in ("attention", "cache", "quantize")}, **chosen})
+    return config.with_overrides(overrides or {})
+
+
+def _read(value: Any) -> AccelConfig:
+    if isinstance(value, AccelConfig):
+        return value
+    if isinstance(value, dict):
+        return AccelConfig.from_dict(value)
+    if isinstance(value, MethodConfig):
+        raise AccelError(f"a {type(value).__name__} goes to {value.keyword}=, as in enable(pipe, {value.keyword}=...)")
+    if isinstance(value, Path) or (isinstance(value, str) and value not in PRESETS and _looks_like_path(value)):
+        return AccelConfig.from_pretrained(value)
+    if isinstance(value, str):
+        if value in registered():
+            keyword = registered()[value].config.keyword
+            raise AccelError(f"no preset {value!r}; {value} is a method: enable(pipe, {keyword}={value!r})")
+        return preset(value)
+    raise AccelError(
+        f"the second argument is a preset ({', '.join(PRESETS)}), an AccelConfig or a path, not {type(value).__name__}"
+    )
+
+
+def _looks_like_path(value: str) -> bool:
+    return "/" in value or value.endswith((".json", ".yaml", ".yml")) or Path(value).exists()
+
+
+def _folder(pipe: Any) -> Path | None:
+    name = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def _check_free(facts: PipelineFacts) -> None:
+    for denoiser in facts.denoisers:
+        module = denoiser.module
+        hook = hook_of(module)
+        if hook is not None:
+            raise AccelError(
+                f"pipe.{denoiser.name} is accelerated already, by this pipeline or by one that shares it: "
+                "call accel.disable(pipe) there first"
+            )
+        if vars(module).get("_compiled_call_impl") is not None:
+            raise AccelError(
+                f"pipe.{denoiser.name} is compiled as a whole, which hides its blocks: "
+                f"compile the blocks instead, with pipe.{denoiser.name}.compile_repeated_blocks()"
+            )
+        if getattr(module, "is_cache_enabled", False):
+            raise AccelError(
+                f"a cache of diffusers is on in pipe.{denoiser.name}: call pipe.{denoiser.name}.disable_cache() first"
+            )
+
+
+def _check_slots(methods: list[Method]) -> None:
+    taken: dict[str, str] = {}
+    for method in methods:
+        name = method.config.method
+        if method.slot in taken:
+            raise AccelError(f"{taken[method.slot]} and {name} both take the {method.slot}: use one of the two")
+        taken[method.slot] = name
+
+
+def _session(pipe: Any) -> Session | None:
+    for name in ("transformer", "transformer_2"):
+        module = getattr(pipe, name, None)
+        hook = hook_of(module) if isinstance(module, torch.nn.Module) else None
+        if hook is not None and isinstance(hook.owner, Session) and hook.owner._pipe is pipe:
+            return hook.owner
+    return None
+
+
+def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+    tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

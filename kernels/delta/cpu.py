@@ -1,0 +1,59 @@
+"""The delta operations on a CPU: one pass per quantity, and scratch memory that stays in the cache.
+
+On a CPU these operations cost what their memory traffic costs, and fresh memory most of all (each page is
+mapped when it is first written). So nothing as large as a tensor is made except the result.
+"""
+
+import torch
+from torch import Tensor
+
+# Elements of scratch memory: few enough to stay in the cache, enough to be worth a second thread.
+_PIECE = 1 << 20
+# Elements in one row of a sum. Rows are summed one by one and then together, which keeps float32 accurate.
+_ROW = 1024
+
+
+def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    # torch computes half types in float32 and rounds once, so this is already what the reference does.
+    delta = torch.sub(output, input, out=_result_like(output))
+    if delta.numel() == 0:
+        return delta, torch.zeros(5)
+    flat = delta.view(-1)
+    low, high = torch.aminmax(flat)
+    largest = torch.maximum(high, -low)
+    non_finite = torch.zeros(()) if largest.isfinite() else flat.isfinite().logical_not_().sum()
+    change = torch.zeros(()) if previous is None else _sum_of_squares(flat, previous.reshape(-1))
+    stats = [_sum_of_squares(flat), _sum_of_squares(input.reshape(-1)), change, largest, non_finite]
+    return delta, torch.stack([value.float() for value in stats])
+
+
+def apply_delta(input: Tensor, delta: Tensor) -> Tensor:
+    return torch.add(input, delta, out=_result_like(input))
+
+
+def _result_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _sum_of_squares(values: Tensor, minus: Tensor | None = None) -> Tensor:
+    """The sum of `values` (or of `values - minus`) squared; both flat, contiguous and not empty."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    if minus is None and values.dtype == wide:
+        return _sum_of_squares_in_place(values)
+    scratch = torch.empty(min(_PIECE, values.numel()), dtype=wide)
+    sums = []
+    for start in range(0, values.numel(), _PIECE):
+        piece = values[start : start + _PIECE]
+        widened = scratch[: piece.numel()].copy_(piece)
+        if minus is not None:
+            widened.sub_(minus[start : start + _PIECE])
+        sums.append(_sum_of_squares_in_place(widened))
+    return torch.stack(sums).sum()
+
+
+def _sum_of_squares_in_place(values: Tensor) -> Tensor:
+    # The norm of each row is the reduction of torch that squares without a temporary as large as its argument.
+    whole = values.numel() // _ROW * _ROW
+    norms = torch.linalg.vector_norm(values[:whole].view(-1, _ROW), dim=1)
+    rest = torch.linalg.vector_norm(values[whole:])
+    return norms.square_().sum() + rest.square_()

@@ -1,0 +1,30 @@
+"""The delta operations in plain PyTorch: the specification that the other forms are tested against."""
+
+import torch
+from torch import Tensor
+
+
+def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(output.dtype, torch.float32)
+    delta = (output.to(wide) - input.to(wide)).to(output.dtype).contiguous()
+    stored = None if previous is None else previous.to(wide)
+    return delta, statistics(delta.to(wide), input.to(wide), stored).float()
+
+
+def statistics(delta: Tensor, input: Tensor, previous: Tensor | None) -> Tensor:
+    """The five statistics in the dtype of the arguments: the specification when they are float64."""
+    zero = delta.new_zeros(())
+    return torch.stack(
+        [
+            delta.square().sum(),
+            input.square().sum(),
+            zero if previous is None else (delta - previous).square().sum(),
+            delta.abs().amax() if delta.numel() else zero,
+            delta.isfinite().logical_not().sum().to(delta.dtype),
+        ]
+    )
+
+
+def apply_delta(input: Tensor, delta: Tensor) -> Tensor:
+    wide = torch.promote_types(torch.promote_types(input.dtype, delta.dtype), torch.float32)
+    return (input.to(wide) + delta.to(wide)).to(input.dtype).contiguous()

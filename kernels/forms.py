@@ -1,0 +1,87 @@
+"""Which form of an operation runs: Triton on a GPU, the fast form on a CPU, the reference anywhere else."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+
+Form = Literal["triton", "cpu", "reference"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+_TRITON_DEVICES = ("cuda", "xpu")
+_forced: ContextVar[Form | None] = ContextVar("accel_forced_form", default=None)
+
+
+@contextmanager
+def use(form: Form) -> Iterator[None]:
+    """Make every operation called inside the block run in `form`, in this thread or task alone.
+
+    Raises:
+        ValueError: there is no such form. A form that cannot run on a tensor is refused by the operation.
+    """
+    if form not in FORMS:
+        raise ValueError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
+    token = _forced.set(form)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def select(tensor: torch.Tensor) -> Form:
+    """The form that runs on `tensor`: the forced one if there is one, else the one made for its device.
+
+    Raises:
+        ValueError: the forced form cannot run on the tensor's device.
+    """
+    device = tensor.device.type
+    made_for: Form = "triton" if device in _TRITON_DEVICES else "cpu" if device == "cpu" else "reference"
+    forced = _forced.get()
+    if forced is None:
+        return made_for
+    if forced in (made_for, "reference"):
+        return forced
+    if forced == "cpu":
+        raise ValueError(f"the cpu form cannot run on a {device} tensor: move it to the CPU or use({made_for!r})")
+    if device != "cpu":
+        raise ValueError(f"the triton form cannot run on a {device} tensor: use({made_for!r})")
+    if not _interpreting():
+        raise ValueError(
+            "the triton form cannot run on a cpu tensor: use('cpu') or set TRITON_INTERPRET=1 before the program starts"
+        )
+    return forced
+
+
+def implementation(package: str, tensor: torch.Tensor) -> ModuleType:
+    """The module of `package` that holds the form for `tensor`, imported when it is first needed.
+
+    Raises:
+        ValueError: the form cannot run on the tensor's device, or needs Triton where it is not installed.
+    """
+    form = select(tensor)
+    try:
+        return importlib.import_module(f"{package}.{form}")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ValueError("the triton form needs the triton package: install it or use('reference')") from error
+
+
+def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's device the current one, since Triton launches on the current one."""
+    if tensor.device.type not in _TRITON_DEVICES:
+        return nullcontext()
+    return torch.accelerator.device_index(tensor.device.index)
+
+
+def _interpreting() -> bool:
+    """Whether Triton runs its kernels in its interpreter, which takes CPU tensors."""
+    try:
+        from triton import knobs
+    except ModuleNotFoundError:
+        return False
+    return bool(knobs.runtime.interpret)

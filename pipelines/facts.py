@@ -1,0 +1,89 @@
+"""What Accel needs to know about a model family, as data.
+
+A family is one transformer architecture of diffusers with the pipelines that drive it. Its facts name things (blocks,
+streams, attention sites, guidance) and hold no behaviour, so that a method never asks for a model's class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Layout = Literal["BCTHW", "BTCHW", "BCHW", "BNC"]
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention module inside a block."""
+
+    path: str
+    kind: Literal["self", "cross", "joint"]
+    processor: str
+    # Whether the processor calls diffusers' `dispatch_attention_fn`, or scaled_dot_product_attention itself.
+    dispatched: bool
+    # Keyword of the block's call that carries a key mask into this attention, if there is one.
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockStack:
+    """A `ModuleList` of transformer blocks that run one after the other.
+
+    `streams` are the parameters of the block's forward that it also returns, in the order in which it returns them.
+    """
+
+    path: str
+    blocks: tuple[str, ...]
+    streams: tuple[str, ...]
+    attention: tuple[AttentionSite, ...]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a pipeline calls the transformer within one step.
+
+    `form`: "separate" is one call per branch, "batched" one call for all of them, "distilled" one call without an
+    unconditional branch (a pipeline whose users may still ask for true guidance makes separate calls then).
+    `order`: the branches in the order of the calls, or of the halves of the batch.
+    `named`: whether the pipeline tells the branch through the transformer's `cache_context`.
+    """
+
+    form: Literal["separate", "batched", "distilled"]
+    order: tuple[str, ...]
+    named: bool
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """How the transformer's `hidden_states` argument becomes a row-major grid of tokens.
+
+    `patch` names the config fields that hold the patch size along (time, height, width); None stands for 1. With the
+    layout "BNC" the pipeline has packed the tokens already and `ids` names the argument with a row (axis, h, w) each.
+    """
+
+    layout: Layout
+    patch: tuple[str | None, str | None, str | None] = (None, None, None)
+    ids: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts of one family; `pipelines` and `transformers` are class names of diffusers."""
+
+    name: str
+    title: str
+    transformers: tuple[str, ...]
+    pipelines: dict[str, Guidance]
+    stacks: tuple[BlockStack, ...]
+    text: Literal["prefix", "suffix", "cross", "none"]
+    grid: TokenGrid
+    # Attributes of the pipeline that hold a denoising transformer, in the order in which a run meets them.
+    denoisers: tuple[str, ...] = ("transformer",)
+    # Why the parent may change the hidden states between two blocks; empty where it never does.
+    between_blocks: str = ""
+    modules_to_not_convert: tuple[str, ...] = ()
+    # The transformer may be given one timestep per token instead of one per sample.
+    per_token_timesteps: bool = False
+    # The timestep goes up again within a run, once per chunk of frames.
+    chunked: bool = False
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,21 @@
+"""CogVideoX and 1.5, text to video."""
+
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+
+FAMILY = Family(
+    name="cogvideox",
+    title="CogVideoX and 1.5",
+    transformers=("CogVideoXTransformer3DModel",),
+    pipelines={"CogVideoXPipeline": Guidance(form="batched", order=("uncond", "cond"), named=True)},
+    stacks=(
+        BlockStack(
+            path="transformer_blocks",
+            blocks=("CogVideoXBlock",),
+            streams=("hidden_states", "encoder_hidden_states"),
+            attention=(AttentionSite("attn1", "joint", "CogVideoXAttnProcessor2_0", dispatched=False),),
+        ),
+    ),
+    text="prefix",
+    grid=TokenGrid("BTCHW", patch=("patch_size_t", "patch_size", "patch_size")),
+    modules_to_not_convert=("patch_embed", "time_embedding", "ofs_embedding", "norm_out", "proj_out"),
+)

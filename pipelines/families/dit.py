@@ -1,0 +1,22 @@
+"""DiT, class to image."""
+
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+
+FAMILY = Family(
+    name="dit",
+    title="DiT",
+    transformers=("DiTTransformer2DModel",),
+    pipelines={"DiTPipeline": Guidance(form="batched", order=("cond", "uncond"), named=False)},
+    stacks=(
+        BlockStack(
+            path="transformer_blocks",
+            blocks=("BasicTransformerBlock",),
+            streams=("hidden_states",),
+            attention=(AttentionSite("attn1", "self", "AttnProcessor2_0", dispatched=False),),
+        ),
+    ),
+    text="none",
+    grid=TokenGrid("BCHW", patch=(None, "patch_size", "patch_size")),
+    modules_to_not_convert=("pos_embed", "proj_out_1", "proj_out_2"),
+    notes=("the pipeline overwrites the second half of the latents with the first at each step",),
+)

@@ -1,0 +1,26 @@
+"""FLUX.1, text to image, image to image and with a ControlNet."""
+
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+
+_STREAMS = ("encoder_hidden_states", "hidden_states")
+_ATTENTION = AttentionSite("attn", "joint", "FluxAttnProcessor", dispatched=True)
+_UNNAMED = Guidance(form="distilled", order=("cond", "uncond"), named=False)
+
+FAMILY = Family(
+    name="flux",
+    title="FLUX.1",
+    transformers=("FluxTransformer2DModel",),
+    pipelines={
+        "FluxPipeline": Guidance(form="distilled", order=("cond", "uncond"), named=True),
+        "FluxImg2ImgPipeline": _UNNAMED,
+        "FluxControlNetPipeline": _UNNAMED,
+    },
+    stacks=(
+        BlockStack("transformer_blocks", ("FluxTransformerBlock",), _STREAMS, (_ATTENTION,)),
+        BlockStack("single_transformer_blocks", ("FluxSingleTransformerBlock",), _STREAMS, (_ATTENTION,)),
+    ),
+    text="prefix",
+    grid=TokenGrid("BNC", ids="img_ids"),
+    between_blocks="a ControlNet adds its residuals after the blocks of both stacks",
+    modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
+)

@@ -1,0 +1,36 @@
+"""Wan 2.1 and 2.2, text to video, and VACE."""
+
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+
+_SEPARATE = Guidance(form="separate", order=("cond", "uncond"), named=True)
+
+FAMILY = Family(
+    name="wan",
+    title="Wan 2.1 and 2.2",
+    transformers=("WanTransformer3DModel", "WanVACETransformer3DModel"),
+    pipelines={"WanPipeline": _SEPARATE, "WanVACEPipeline": _SEPARATE},
+    stacks=(
+        BlockStack(
+            path="blocks",
+            blocks=("WanTransformerBlock",),
+            streams=("hidden_states",),
+            attention=(
+                AttentionSite("attn1", "self", "WanAttnProcessor", dispatched=True),
+                AttentionSite("attn2", "cross", "WanAttnProcessor", dispatched=True),
+            ),
+        ),
+    ),
+    text="cross",
+    grid=TokenGrid("BCTHW", patch=("patch_size.0", "patch_size.1", "patch_size.2")),
+    denoisers=("transformer", "transformer_2"),
+    between_blocks="VACE adds a hint after each block of `vace_layers`",
+    modules_to_not_convert=(
+        "patch_embedding",
+        "vace_patch_embedding",
+        "condition_embedder",
+        "norm_out",
+        "proj_out",
+    ),
+    per_token_timesteps=True,
+    notes=("2.2: `transformer` has the noisy steps, `transformer_2` those after `boundary_ratio`",),
+)

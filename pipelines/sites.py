@@ -1,0 +1,164 @@
+"""From facts to the modules of one pipeline: its denoisers and their blocks, checked against the facts."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.errors import AccelError
+from accel.pipelines.facts import BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.families import families
+
+
+@dataclass(frozen=True)
+class BlockSite:
+    """One transformer block: `index` counts through all stacks of its denoiser."""
+
+    denoiser: str
+    index: int
+    path: str
+    module: nn.Module
+    stack: BlockStack
+    parameters: tuple[str, ...]
+
+    def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """The streams among a call's arguments, each (batch, tokens, channels), in the order of the outputs."""
+        return tuple(
+            kwargs[name] if name in kwargs else args[self.parameters.index(name)] for name in self.stack.streams
+        )
+
+    def unpack(self, output: Any) -> tuple[torch.Tensor, ...]:
+        """The streams of what the block returned."""
+        return tuple(output) if isinstance(output, tuple) else (output,)
+
+    def pack(self, streams: tuple[torch.Tensor, ...]) -> Any:
+        """Streams in the form in which the block returns them."""
+        return streams if len(self.stack.streams) > 1 else streams[0]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A transformer of the pipeline that is called once or more in each step."""
+
+    name: str
+    module: nn.Module
+    blocks: tuple[BlockSite, ...]
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value that a call gives to the parameter `name`, or None."""
+        if name in kwargs:
+            return kwargs[name]
+        names = _parameters(self.module)
+        return args[names.index(name)] if name in names[: len(args)] else None
+
+
+@dataclass(frozen=True)
+class PipelineFacts:
+    """A pipeline with what the facts say about it."""
+
+    family: Family
+    guidance: Guidance
+    denoisers: tuple[Denoiser, ...]
+
+
+def inspect_pipeline(pipe: Any) -> PipelineFacts:
+    """Finds the pipeline's family and its blocks.
+
+    Raises `AccelError` when the family is not known, or when the modules differ from the family's facts.
+    """
+    family, guidance = _family_of(pipe)
+    denoisers = tuple(
+        Denoiser(name, module, _blocks(name, module, family))
+        for name in family.denoisers
+        if (module := getattr(pipe, name, None)) is not None
+    )
+    if not denoisers:
+        raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)} to accelerate")
+    return PipelineFacts(family, guidance, denoisers)
+
+
+def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -> tuple[int, int, int] | None:
+    """Tokens along (time, height, width) of one call of the denoiser, or None when the call does not tell."""
+    hidden_states = denoiser.argument("hidden_states", args, kwargs)
+    if not isinstance(hidden_states, torch.Tensor):
+        return None
+    if grid.ids is not None:
+        ids = denoiser.argument(grid.ids, args, kwargs)
+        if not isinstance(ids, torch.Tensor):
+            return None
+        _, height, width = (int(n) + 1 for n in ids.reshape(-1, 3).amax(0).tolist())
+        return 1, height, width
+    sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))
+    config = denoiser.module.config
+    patches = [config_value(config, name) for name in grid.patch]
+    time, height, width = (-(-sizes.get(a, 1) // p) for a, p in zip("THW", patches, strict=True))
+    return time, height, width
+
+
+def _family_of(pipe: Any) -> tuple[Family, Guidance]:
+    transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
+    class_name = type(transformer).__name__
+    if hasattr(transformer, "_orig_mod"):
+        raise AccelError(
+            "the transformer is wrapped by torch.compile, which hides its blocks: "
+            "compile the blocks instead, with pipe.transformer.compile_repeated_blocks()"
+        )
+    known = families().values()
+    # A user's subclass of a known pipeline behaves as its base does.
+    for base in type(pipe).__mro__:
+        for family in known:
+            if base.__name__ in family.pipelines:
+                if class_name not in family.transformers:
+                    raise AccelError(
+                        f"{base.__name__} with a {class_name} is not known to Accel: "
+                        f"the {family.name} family covers {', '.join(family.transformers)}"
+                    )
+                return family, family.pipelines[base.__name__]
+    covered = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in known)
+    raise AccelError(
+        f"{type(pipe).__name__} is of no family that Accel knows ({covered}); "
+        "a family is added with one file in pipelines/families (see CONTRIBUTING.md)"
+    )
+
+
+def _blocks(name: str, module: nn.Module, family: Family) -> tuple[BlockSite, ...]:
+    sites: list[BlockSite] = []
+    for stack in family.stacks:
+        blocks = getattr(module, stack.path, None)
+        if not isinstance(blocks, nn.ModuleList):
+            raise AccelError(
+                f"{type(module).__name__} has no module list `{stack.path}`, which the facts of the family "
+                f"{family.name} name: this diffusers differs from the one that Accel was tested with"
+            )
+        for position, block in enumerate(blocks):
+            parameters = _parameters(block)
+            missing = [stream for stream in stack.streams if stream not in parameters]
+            if type(block).__name__ not in stack.blocks or missing:
+                found = f"{type(block).__name__}({', '.join(parameters)})"
+                raise AccelError(
+                    f"{name}.{stack.path}.{position} is {found}; the facts of the family {family.name} expect "
+                    f"{' or '.join(stack.blocks)} with {', '.join(stack.streams)}"
+                )
+            path = f"{stack.path}.{position}"
+            sites.append(BlockSite(name, len(sites), path, block, stack, parameters))
+    return tuple(sites)
+
+
+def _parameters(module: nn.Module) -> tuple[str, ...]:
+    # The class's forward, because offloading and other hooks replace the instance's.
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def config_value(config: Any, name: str | None) -> int:
+    """The number that a patch field of `TokenGrid` names, 1 for None."""
+    if name is None:
+        return 1
+    field, _, position = name.partition(".")
+    value = getattr(config, field)
+    if position:
+        value = value[int(position)]
+    return value or 1

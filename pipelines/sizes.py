@@ -1,0 +1,46 @@
+"""Which heights, widths and numbers of frames a pipeline can make without rounding them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from accel.errors import AccelError
+from accel.pipelines.sites import config_value, inspect_pipeline
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Sides are whole multiples of `pixels`; frames are one more than a multiple of `frames`."""
+
+    pixels: int
+    frames: int
+
+    def check_side(self, name: str, size: int) -> None:
+        """AccelError, with the nearest that works, for a side that would be rounded or refused later."""
+        if size % self.pixels:
+            nearest = max(1, (size + self.pixels // 2) // self.pixels) * self.pixels
+            raise AccelError(
+                f"{name}={size} is not a multiple of {self.pixels}; the nearest that works is {nearest}"
+            )
+
+    def check_frames(self, count: int) -> None:
+        """The same for a number of frames."""
+        if (count - 1) % self.frames:
+            nearest = (count - 1 + self.frames // 2) // self.frames * self.frames + 1
+            raise AccelError(
+                f"num_frames={count} is not one more than a multiple of {self.frames}; the nearest that works is {nearest}"
+            )
+
+
+def size_rule(pipe: Any) -> SizeRule | None:
+    """The rule of a pipeline, from its autoencoder's factors and its patches; None for an unknown family."""
+    try:
+        facts = inspect_pipeline(pipe)
+    except AccelError:
+        return None
+    grid = facts.family.grid
+    spatial = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", 1)
+    # A pipeline that packs its tokens itself packs two by two.
+    patch = 2 if grid.layout == "BNC" else config_value(facts.denoisers[0].module.config, grid.patch[2])
+    return SizeRule(spatial * patch, getattr(pipe, "vae_scale_factor_temporal", None) or 1)

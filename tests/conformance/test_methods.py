@@ -1,0 +1,124 @@
+"""Every method on every family: it acts, it repeats itself, it keeps its identities, and it goes without a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import accel
+from tests.conformance.cases import MethodCase
+from tests.conformance.snapshot import assert_copies, snapshot
+from tests.tiny_pipelines import TinyCase
+
+
+def last_run(session: Any) -> dict[str, Any]:
+    return session.summary().to_dict()["runs"][-1]
+
+
+def test_acts_and_comes_off_without_a_trace(
+    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor
+) -> None:
+    before = snapshot(pipe)
+    with accel.enable(pipe, **method.active) as session:
+        first = case.run(pipe)
+        second = case.run(pipe)
+        assert_copies(pipe.transformer)
+    run = last_run(session)
+    assert method.acted(run["methods"][method.name]), run
+    assert run["finished"]
+    assert run["steps"] == case.call["num_inference_steps"]
+    time, height, width = run["grid"]
+    assert time * height * width == case.tokens
+    assert torch.isfinite(first).all()
+    assert not torch.equal(first, plain)
+    error = (first - plain).norm() / plain.norm()
+    assert error < 0.6, "the accelerated result has little to do with the plain one"
+    assert torch.equal(first, second), "the second run differs from the first"
+    assert snapshot(pipe) == before
+    assert torch.equal(case.run(pipe), plain), "the pipeline's bits did not come back"
+    assert_copies(pipe.transformer)
+
+
+def test_second_run_equals_a_fresh_pipeline(method: MethodCase, case: TinyCase, pipe: Any) -> None:
+    with accel.enable(pipe, **method.active):
+        case.run(pipe, seed=1)
+        used = case.run(pipe, seed=2)
+    fresh_pipe = case.build()
+    with accel.enable(fresh_pipe, **method.active):
+        fresh = case.run(fresh_pipe, seed=2)
+    assert torch.equal(used, fresh)
+
+
+def test_identity_setting_gives_the_plain_bits(
+    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor
+) -> None:
+    with accel.enable(pipe, **method.identity) as session:
+        assert torch.equal(case.run(pipe), plain)
+    assert not method.acted(last_run(session)["methods"][method.name])
+
+
+@pytest.mark.parametrize("fatal_step", [0, 2, 5])
+def test_exception_in_the_middle_leaves_the_next_run_clean(
+    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor, fatal_step: int
+) -> None:
+    before = snapshot(pipe)
+    with accel.enable(pipe, **method.active) as session:
+        expected = case.run(pipe)
+        calls = 0
+        steps = case.call["num_inference_steps"]
+        fatal_call = fatal_step * sum(case.forwards.values()) // steps
+
+        def fail(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == fatal_call + 1:
+                raise RuntimeError("stopped by the test")
+
+        denoisers = [pipe.transformer, *filter(None, [getattr(pipe, "transformer_2", None)])]
+        handles = [denoiser.register_forward_pre_hook(fail) for denoiser in denoisers]
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            case.run(pipe, seed=9)
+        for handle in handles:
+            handle.remove()
+        assert not last_run(session)["finished"]
+        assert torch.equal(case.run(pipe), expected)
+    assert snapshot(pipe) == before
+    assert torch.equal(case.run(pipe), plain)
+
+
+def test_disable_right_after_an_exception(
+    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor
+) -> None:
+    before = snapshot(pipe)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("stopped by the test")
+
+    with pytest.raises(RuntimeError, match="stopped by the test"), accel.enable(pipe, **method.active):
+        handle = pipe.transformer.register_forward_pre_hook(fail)
+        try:
+            case.run(pipe)
+        finally:
+            handle.remove()
+    assert snapshot(pipe) == before
+    assert torch.equal(case.run(pipe), plain)
+
+
+def test_changed_size_in_the_next_run(method: MethodCase, case: TinyCase, pipe: Any) -> None:
+    if "height" not in case.call:
+        pytest.skip("DiT has one size")
+    smaller = {"height": case.call["height"] - 16, **_matching_inputs(case, case.call["height"] - 16)}
+    with accel.enable(pipe, **method.active) as session:
+        case.run(pipe)
+        second = case.run(pipe, **smaller)
+        assert method.acted(last_run(session)["methods"][method.name])
+    with accel.enable(pipe, **method.active):
+        assert torch.equal(case.run(pipe, **smaller), second)
+
+
+def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
+    return {
+        name: case.call[name][..., :height, :] for name in ("video", "control_image") if name in case.call
+    }

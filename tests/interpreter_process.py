@@ -1,0 +1,114 @@
+"""Runs the tests marked `interpreter` in their own process, in which Triton interprets its kernels on the CPU.
+
+Triton decides when a kernel is decorated whether it will be compiled or interpreted, so one process cannot do
+both. One such process runs all the marked tests that a pytest run has selected, and each appears in that run
+under its own name, with its own traceback. A marked test that the process did not run fails. With
+TRITON_INTERPRET=1 already set, the marked tests run in place.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+MARK = "interpreter"
+_REPORTS = "ACCEL_INTERPRETER_REPORTS"
+
+
+def register(config: pytest.Config) -> None:
+    """To be called from `pytest_configure`."""
+    config.addinivalue_line("markers", f"{MARK}: runs Triton kernels in their interpreter, in its own process")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        config.pluginmanager.register(_Parent())
+        return
+    from tests import triton_interpreter
+
+    triton_interpreter.install()
+    if _REPORTS in os.environ:
+        config.pluginmanager.register(_Child(config, Path(os.environ[_REPORTS])))
+
+
+class _Parent:
+    def __init__(self) -> None:
+        self._reports: dict[str, list[pytest.TestReport]] | None = None
+        self._summary = ""
+        self._output = ""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        # Last, so that the fixtures of the tests before them are torn down by the end of the session.
+        items.sort(key=_is_marked)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        if not _is_marked(item):
+            return None
+        if self._reports is None:
+            marked = [other.nodeid for other in item.session.items if _is_marked(other)]
+            self._reports = self._run(marked, item.config)
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self._reports.get(item.nodeid) or [self._did_not_run(item)]:
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._summary:
+            terminalreporter.write_line(self._summary)
+
+    def _run(self, nodeids: list[str], config: pytest.Config) -> dict[str, list[pytest.TestReport]]:
+        started = time.perf_counter()
+        reports: dict[str, list[pytest.TestReport]] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            wanted, written = Path(folder, "tests.txt"), Path(folder, "reports.jsonl")
+            wanted.write_text("\n".join(nodeids), encoding="utf-8")
+            written.touch()
+            where = [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
+            child = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *where, f"@{wanted}"],
+                cwd=config.rootpath,
+                env=os.environ | {"TRITON_INTERPRET": "1", _REPORTS: str(written)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self._output = f"exit status {child.returncode}\n{child.stdout[-4000:]}"
+            for line in written.read_text(encoding="utf-8").splitlines():
+                report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
+                reports.setdefault(report.nodeid, []).append(report)
+        reports = {nodeid: phases for nodeid, phases in reports.items() if phases[-1].when == "teardown"}
+        ran = sum(nodeid in reports for nodeid in nodeids)
+        seconds = time.perf_counter() - started
+        count = f"{ran} of {len(nodeids)} selected tests"
+        self._summary = f"Triton interpreter: {count} ran in their own process, {seconds:.0f} s"
+        return reports
+
+    def _did_not_run(self, item: pytest.Item) -> pytest.TestReport:
+        return pytest.TestReport(
+            nodeid=item.nodeid,
+            location=item.location,
+            keywords={},
+            outcome="failed",
+            longrepr=f"did not run to its end in the interpreter's process, which ended with {self._output}",
+            when="call",
+        )
+
+
+class _Child:
+    def __init__(self, config: pytest.Config, reports: Path) -> None:
+        self._config = config
+        self._reports = reports
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        with self._reports.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(data) + "\n")
+
+
+def _is_marked(item: pytest.Item) -> bool:
+    return item.get_closest_marker(MARK) is not None

@@ -1,0 +1,49 @@
+"""Every Triton kernel, compiled for GPUs that need not be there: it fits, spills nothing, accesses widely."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.aot import NARROW_LOAD, SHARED_LIMIT, WIDE_LOAD, WIDE_STORE, Compiled, compile_cases
+from tests.kernels import aot_cases
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[Compiled]:
+    return compile_cases(aot_cases.__name__)
+
+
+@pytest.mark.parametrize(
+    ("case", "arch"),
+    [pytest.param(case, a, id=f"{case.name}-sm_{a}") for case in aot_cases.CASES for a in case.archs],
+)
+def test_kernels_of_a_case(compiled, case, arch):
+    kernels = [kernel for kernel in compiled if (kernel.case, kernel.arch) == (case.name, arch)]
+    assert {kernel.kernel for kernel in kernels} >= {*case.requires, *case.forbids} and kernels
+    for kernel in kernels:
+        assert kernel.spilled == 0, kernel
+        assert kernel.shared <= SHARED_LIMIT[arch], kernel
+        assert not kernel.missing and not kernel.unwanted, kernel
+
+
+def test_every_kernel_that_is_launched_has_a_case(compiled):
+    launched = set()
+    for path in KERNELS.glob("*/triton.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                launched.add(ast.unparse(node.func.value))
+    assert launched == {kernel.kernel for kernel in compiled}
+
+
+def test_the_patterns_tell_wide_accesses_from_narrow_ones():
+    wide = ["ld.global.v4.b32", "ld.global.L1::evict_first.v4.f32", "ld.global.nc.v2.u64", "ld.global.v8.b32"]
+    narrow = ["ld.global.b32", "ld.global.v2.b32", "ld.global.v4.b16", "ld.global.L1::evict_first.b16"]
+    for text in wide:
+        assert re.search(WIDE_LOAD, text) and not re.search(NARROW_LOAD, text)
+    for text in narrow:
+        assert re.search(NARROW_LOAD, text) and not re.search(WIDE_LOAD, text)
+    assert re.search(WIDE_STORE, "st.global.v4.b32") and not re.search(WIDE_STORE, "st.global.b32")

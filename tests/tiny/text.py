@@ -1,0 +1,123 @@
+"""Character-level tokenizers and two-layer text encoders for the tiny pipelines, made without any file.
+
+Every printable ASCII character is a token of its own, so that no two prompts get the same embeddings.
+The encoder builders draw from the global random state: call them inside `weights.seeded`.
+"""
+
+import string
+
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    LlamaConfig,
+    LlamaModel,
+    LlamaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+CHARACTERS = string.ascii_letters + string.digits + string.punctuation
+WORD_START = "\u2581"
+HEADS, FEED_FORWARD, LAYERS = 4, 48, 2
+
+
+def t5_tokenizer(max_length: int = 64) -> T5Tokenizer:
+    """Unigram over single characters (T5 and UMT5): pad 0, eos 1, unk 2."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (WORD_START, -2.0)]
+    vocab = special + [(character, -3.0) for character in CHARACTERS]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=max_length)
+
+
+def clip_tokenizer(max_length: int = 77) -> CLIPTokenizer:
+    """Byte-pair encoding without merges: each character in its plain and in its end-of-word form."""
+    tokens = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *CHARACTERS,
+        *(character + "</w>" for character in CHARACTERS),
+    ]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=max_length)
+
+
+def llama_tokenizer(max_length: int = 512) -> LlamaTokenizer:
+    """Single characters, padded on the right, as HunyuanVideo's language model expects them."""
+    tokens = ["<unk>", "<s>", "</s>", "<pad>", WORD_START, *CHARACTERS]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return LlamaTokenizer(
+        vocab=vocab, merges=[], pad_token="<pad>", model_max_length=max_length, padding_side="right"
+    )
+
+
+def t5_encoder(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // HEADS,
+        d_ff=FEED_FORWARD,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return T5EncoderModel(config)
+
+
+def umt5_encoder(tokenizer: T5Tokenizer, width: int) -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // HEADS,
+        d_ff=FEED_FORWARD,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return UMT5EncoderModel(config)
+
+
+def _clip_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=FEED_FORWARD,
+        num_attention_heads=HEADS,
+        num_hidden_layers=LAYERS,
+        projection_dim=width,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def clip_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
+    return CLIPTextModel(_clip_config(tokenizer, width))
+
+
+def projected_clip_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(_clip_config(tokenizer, width))
+
+
+def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
+    """Three layers, because HunyuanVideo reads the hidden state two layers before the last."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=FEED_FORWARD,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        num_hidden_layers=3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=width**-0.5,
+    )
+    return LlamaModel(config)

@@ -1,0 +1,184 @@
+"""The small pipelines that all conformance tests run on: genuine diffusers pipelines with random weights.
+
+    from tests.tiny_pipelines import TINY
+
+    case = TINY["wan"]
+    pipe = case.build()
+    latents = case.run(pipe)
+
+They need no file and no network, have two heads of size 64 and 512 or more image or video tokens, take eight
+steps with guidance on, and run in about a second on one core. `tests/test_tiny_pipelines.py` checks them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from peft import LoraConfig
+
+from tests.tiny import image, video
+from tests.tiny.weights import seeded
+
+STEPS = 8
+PROMPT = "a red fox"
+TEXT_TOKENS = 24
+
+
+@dataclass(frozen=True, eq=False)
+class TinyCase:
+    """One pipeline, the call that runs it, and facts that tests may hold an implementation against."""
+
+    name: str
+    family: str
+    build: Callable[..., DiffusionPipeline]
+    """Takes `seed`, default 0; the same seed gives the same weights."""
+    call: dict[str, Any]
+    """Arguments of the default call, without a generator."""
+    stacks: tuple[str, ...]
+    """Attributes of each denoiser that hold the blocks on its main path, in the order in which they run."""
+    tokens: int
+    """Image or video tokens in the default call, without text."""
+    text_tokens: int
+    """Text tokens in one sequence with the image or video, padding included; 0 if there are none."""
+    forwards: dict[str, int] = field(default_factory=lambda: {"transformer": STEPS})
+    """How often the default call runs each denoiser."""
+
+    def run(self, pipe: DiffusionPipeline, *, seed: int = 0, **overrides: Any) -> torch.Tensor:
+        """Call the pipeline with noise from `seed`; equal calls on equal weights give equal bits.
+
+        Returns the latents in the pipeline's dtype; from DiT, which gives none, float32 pixels (B, H, W, C)
+        in 0..1. Overrides go to the pipeline's call; `output_type` may be anything but "pil".
+        """
+        generator = torch.Generator().manual_seed(seed)
+        call: Any = pipe
+        arguments = {"generator": generator, **self.call, **overrides, "return_dict": False}
+        return torch.as_tensor(call(**arguments)[0])
+
+
+def add_lora(pipe: DiffusionPipeline, *, rank: int = 4, seed: int = 0, name: str = "tiny") -> None:
+    """Load a random LoRA into the attention of every transformer of a tiny Wan or FLUX pipeline.
+
+    peft starts the second factor at zero, which would make the LoRA do nothing; here it is random too.
+    `transformer.unload_lora()` takes it out again.
+    """
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    transformers = [getattr(pipe, part, None) for part in ("transformer", "transformer_2")]
+    with seeded(seed):
+        for transformer in filter(None, transformers):
+            transformer.add_adapter(config, adapter_name=name)
+            for parameter_name, parameter in transformer.named_parameters():
+                if ".lora_B." in parameter_name:
+                    torch.nn.init.normal_(parameter, std=rank**-0.5)
+
+
+def save_locally(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeline:
+    """Save the pipeline under `folder` and return what loads from there, which gives the same bits."""
+    pipe.save_pretrained(folder)
+    loaded = type(pipe).from_pretrained(folder, local_files_only=True)
+    # Loaded weights may lie at any address, and matrix products on a CPU round by alignment; a copy is
+    # aligned as the weights of a model that was built in memory.
+    for component in loaded.components.values():
+        if isinstance(component, torch.nn.Module):
+            for parameter in component.parameters():
+                parameter.data = parameter.data.clone()
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def _noise(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(7))
+
+
+_PROMPTED = {
+    "prompt": PROMPT,
+    "num_inference_steps": STEPS,
+    "max_sequence_length": TEXT_TOKENS,
+    "output_type": "latent",
+}
+_VIDEO = {**_PROMPTED, "height": 48, "width": 64, "num_frames": 5}
+_WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
+_FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
+_DUAL_AND_SINGLE = ("transformer_blocks", "single_transformer_blocks")
+
+_CASES = (
+    TinyCase("wan", "wan", video.wan, _WAN, ("blocks",), 576, 0, {"transformer": 2 * STEPS}),
+    TinyCase("wan_unipc", "wan", video.wan_unipc, _WAN, ("blocks",), 576, 0, {"transformer": 2 * STEPS}),
+    TinyCase(
+        "wan22",
+        "wan",
+        video.wan22,
+        _WAN,
+        stacks=("blocks",),
+        tokens=576,
+        text_tokens=0,
+        forwards={"transformer": STEPS, "transformer_2": STEPS},
+    ),
+    TinyCase(
+        "wan_vace",
+        "wan_vace",
+        video.wan_vace,
+        {**_WAN, "video": _noise(1, 5, 3, 48, 64)},
+        stacks=("blocks",),
+        tokens=576,
+        text_tokens=0,
+        forwards={"transformer": 2 * STEPS},
+    ),
+    TinyCase(
+        "cogvideox",
+        "cogvideox",
+        video.cogvideox,
+        {**_WAN, "guidance_scale": 6.0},
+        stacks=("transformer_blocks",),
+        tokens=576,
+        text_tokens=TEXT_TOKENS,
+    ),
+    TinyCase(
+        "hunyuan_video",
+        "hunyuan_video",
+        video.hunyuan_video,
+        {
+            **_VIDEO,
+            "num_frames": 9,
+            "guidance_scale": 4.5,
+            "max_sequence_length": 64,
+            "prompt_template": {"template": "{}", "crop_start": 0},
+        },
+        stacks=_DUAL_AND_SINGLE,
+        tokens=576,
+        text_tokens=64,
+    ),
+    TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
+    TinyCase(
+        "flux_controlnet",
+        "flux",
+        image.flux_controlnet,
+        {**_FLUX, "control_image": 2 * _noise(1, 3, 44, 52) - 1},
+        _DUAL_AND_SINGLE,
+        tokens=572,
+        text_tokens=TEXT_TOKENS,
+    ),
+    TinyCase(
+        "dit",
+        "dit",
+        image.dit,
+        {"class_labels": [207], "guidance_scale": 4.0, "num_inference_steps": STEPS, "output_type": "np"},
+        stacks=("transformer_blocks",),
+        tokens=576,
+        text_tokens=0,
+    ),
+    TinyCase(
+        "sd3_heun",
+        "sd3",
+        image.sd3_heun,
+        {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0},
+        stacks=("transformer_blocks",),
+        tokens=576,
+        text_tokens=16 + TEXT_TOKENS,
+        forwards={"transformer": 2 * STEPS - 1},
+    ),
+)
+
+TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
