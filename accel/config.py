@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 import accel.methods as _methods  # registers the methods
 from accel.errors import AccelError
@@ -49,23 +49,9 @@ class AccelConfig(BaseModel):
     cache: tuple[MethodConfig, ...] = ()
     quantize: MethodConfig | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        unknown = [key for key in data if key not in cls.model_fields]
-        if unknown:
-            raise AccelError(
-                f"unknown setting {unknown[0]!r} in the configuration{_nearest(unknown[0], cls.model_fields)}"
-            )
-        if data.get("version", VERSION) != VERSION:
-            raise AccelError(f"the configuration has version {data['version']!r}; this Accel reads version {VERSION}")
-        resolved = dict(data)
-        for keyword in ("attention", "quantize"):
-            resolved[keyword] = _one(keyword, data.get(keyword))
-        resolved["cache"] = _several("cache", data.get("cache"))
-        return resolved
+    def __init__(self, **data: Any) -> None:
+        # Not a validator, because pydantic would wrap the refusal in an error of its own.
+        super().__init__(**_resolved(data))
 
     @property
     def methods(self) -> tuple[MethodConfig, ...]:
@@ -159,6 +145,22 @@ class AccelConfig(BaseModel):
         )
 
 
+def _resolved(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an `AccelConfig` with every method as its configuration."""
+    unknown = [key for key in data if key not in AccelConfig.model_fields]
+    if unknown:
+        raise AccelError(
+            f"unknown setting {unknown[0]!r} in the configuration{_nearest(unknown[0], AccelConfig.model_fields)}"
+        )
+    if data.get("version", VERSION) != VERSION:
+        raise AccelError(f"the configuration has version {data['version']!r}; this Accel reads version {VERSION}")
+    resolved = dict(data)
+    for keyword in ("attention", "quantize"):
+        resolved[keyword] = _one(keyword, data.get(keyword))
+    resolved["cache"] = _several("cache", data.get("cache"))
+    return resolved
+
+
 def method_names(keyword: str) -> list[str]:
     """Names of the methods that a keyword takes."""
     return sorted(name for name, entry in registered().items() if entry.config.keyword == keyword)
@@ -173,7 +175,7 @@ def make_method(config: type[MethodConfig], fields: dict[str, Any]) -> MethodCon
 
 
 def _one(keyword: str, value: Any) -> MethodConfig | None:
-    if value is None or (keyword == "attention" and value == "dense"):
+    if value is None or value == ("dense" if keyword == "attention" else "none"):
         return None
     if isinstance(value, (list, tuple)):
         raise AccelError(f"{keyword} takes one method, not a list")

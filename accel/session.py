@@ -100,7 +100,8 @@ class Session:
     def _denoise(
         self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with self._clock.call(denoiser.name, denoiser.argument("timestep", args, kwargs)) as moment:
+        timestep, sample = (denoiser.argument(name, args, kwargs) for name in ("timestep", "hidden_states"))
+        with self._clock.call(denoiser.name, timestep, sample) as moment:
             if moment is None:
                 self._recorder.outside_calls += 1
                 return proceed(*args, **kwargs)

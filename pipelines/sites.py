@@ -71,13 +71,12 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
     Raises `AccelError` when the family is not known, or when the modules differ from the family's facts.
     """
     family, guidance = _family_of(pipe)
-    denoisers = tuple(
-        Denoiser(name, module, _blocks(name, module, family))
-        for name in family.denoisers
-        if (module := getattr(pipe, name, None)) is not None
-    )
-    if not denoisers:
-        raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)} to accelerate")
+    present = {name: module for name in family.denoisers if (module := getattr(pipe, name, None)) is not None}
+    if not present:
+        raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
+    for name, module in present.items():
+        _check_class(f"pipe.{name}", module, family)
+    denoisers = tuple(Denoiser(name, module, _blocks(name, module, family)) for name, module in present.items())
     return PipelineFacts(family, guidance, denoisers)
 
 
@@ -100,29 +99,30 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
 
 
 def _family_of(pipe: Any) -> tuple[Family, Guidance]:
-    transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
-    class_name = type(transformer).__name__
-    if hasattr(transformer, "_orig_mod"):
-        raise AccelError(
-            "the transformer is wrapped by torch.compile, which hides its blocks: "
-            "compile the blocks instead, with pipe.transformer.compile_repeated_blocks()"
-        )
     known = families().values()
     # A user's subclass of a known pipeline behaves as its base does.
     for base in type(pipe).__mro__:
         for family in known:
             if base.__name__ in family.pipelines:
-                if class_name not in family.transformers:
-                    raise AccelError(
-                        f"{base.__name__} with a {class_name} is not known to Accel: "
-                        f"the {family.name} family covers {', '.join(family.transformers)}"
-                    )
                 return family, family.pipelines[base.__name__]
     covered = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in known)
     raise AccelError(
         f"{type(pipe).__name__} is of no family that Accel knows ({covered}); "
         "a family is added with one file in pipelines/families (see CONTRIBUTING.md)"
     )
+
+
+def _check_class(name: str, module: nn.Module, family: Family) -> None:
+    if hasattr(module, "_orig_mod"):
+        raise AccelError(
+            f"{name} is wrapped by torch.compile, which hides its blocks: "
+            f"compile the blocks instead, with {name}.compile_repeated_blocks()"
+        )
+    if type(module).__name__ not in family.transformers:
+        raise AccelError(
+            f"{name} is a {type(module).__name__}, which the family {family.name} does not know: "
+            f"it covers {', '.join(family.transformers)}"
+        )
 
 
 def _blocks(name: str, module: nn.Module, family: Family) -> tuple[BlockSite, ...]:

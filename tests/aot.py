@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 # Shared memory that one block may use, in bytes, by compute capability.
@@ -77,6 +78,7 @@ def compile_cases(module: str, processes: int = 2) -> list[Compiled]:
         workers = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.aot", module, str(index), str(processes)],
+                cwd=Path(__file__).parents[1],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -93,9 +93,7 @@ def watched(trial: Trial) -> Iterator[None]:
         handles.append(denoiser.register_forward_pre_hook(denoiser_hook(name), with_kwargs=True))
         for stack in trial.case.stacks:
             for index, block in enumerate(getattr(denoiser, stack)):
-                handles.append(
-                    block.register_forward_hook(block_hook((name, stack, index)), with_kwargs=True)
-                )
+                handles.append(block.register_forward_hook(block_hook((name, stack, index)), with_kwargs=True))
     try:
         yield
     finally:
@@ -117,9 +115,7 @@ def test_output_is_finite_and_repeats(trial: Trial) -> None:
     first, second = trial.outputs
     assert first.dtype == torch.float32 and first.isfinite().all()
     assert 0.05 < first.std() < 5
-    assert (
-        (first == 0) | (first == 1)
-    ).float().mean() < 0.01  # pixels that are clamped would hide differences
+    assert ((first == 0) | (first == 1)).float().mean() < 0.01  # pixels that are clamped would hide differences
     assert torch.equal(first, second)
 
 

@@ -26,6 +26,8 @@ from accel.runtime.state import BranchState
 
 Streams = tuple[torch.Tensor, ...]
 
+_IN_PLACE = "the tokens are changed in place, by a block or between blocks"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -155,7 +157,7 @@ class BlockDeltas:
         running = branch.open
         if running is not None and all(a is b for a, b in zip(inputs, running.outputs, strict=True)):
             if _versions(inputs) != running.output_versions:
-                self._context.recorder.fallback(self._name, "the parent changes the tokens in place between blocks")
+                self._context.recorder.fallback(self._name, _IN_PLACE)
                 branch.open = None
                 return
             running.last, running.outputs, running.output_versions = site.index, outputs, _versions(outputs)
@@ -167,11 +169,8 @@ class BlockDeltas:
         running, branch.open = branch.open, None
         if running is None:
             return
-        if _versions(running.inputs) != running.input_versions:
-            self._context.recorder.fallback(self._name, "a block changes its input in place")
-            return
-        if _versions(running.outputs) != running.output_versions:
-            self._context.recorder.fallback(self._name, "the parent changes the tokens in place between blocks")
+        if _versions(running.inputs + running.outputs) != running.input_versions + running.output_versions:
+            self._context.recorder.fallback(self._name, _IN_PLACE)
             return
         deltas = []
         for output, hidden in zip(running.outputs, running.inputs, strict=True):

@@ -5,8 +5,9 @@ bar is closed, also by an exception (`accel.runtime.runs` watches for both). Cal
 denoiser that another pipeline uses too, or that is called by hand, runs plainly then.
 
 Within a run a new step begins when a branch that was seen already comes again; a second-order scheduler evaluates the
-model twice for most of its steps, and each evaluation counts as a step here. Pipelines that call twice per step but
-do not tell the branch are told apart by the timestep, which stays the same within a step.
+model twice for most of its steps, and each evaluation counts as a step here. Where a pipeline calls twice per step but
+does not tell the branch, the second call is known by its equal timestep and its very same hidden states; a
+second-order scheduler repeats the timestep too, but on new hidden states.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Clock:
     def end_run(self) -> None:
         """Ends the run; does nothing when none is on."""
         self._running = False
+        self._timestep = self._sample = None
 
     @contextlib.contextmanager
     def branch(self, name: str) -> Iterator[None]:
@@ -71,12 +73,12 @@ class Clock:
             self._branch = before
 
     @contextlib.contextmanager
-    def call(self, denoiser: str, timestep: Any) -> Iterator[Moment | None]:
-        """One call of a denoiser, during which `now` is its moment."""
+    def call(self, denoiser: str, timestep: Any, sample: Any = None) -> Iterator[Moment | None]:
+        """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment."""
         if not self._running:
             yield None
             return
-        before, self.now = self.now, self._advance(denoiser, timestep)
+        before, self.now = self.now, self._advance(denoiser, timestep, sample)
         try:
             yield self.now
         finally:
@@ -87,10 +89,11 @@ class Clock:
         self._step = self._chunk = 0
         self._started = False
         self._timestep: Any = None
+        self._sample: Any = None
         self._seen: list[str] = []
 
-    def _advance(self, denoiser: str, timestep: Any) -> Moment:
-        branch = self._branch or self._unnamed_branch(timestep)
+    def _advance(self, denoiser: str, timestep: Any, sample: Any) -> Moment:
+        branch = self._branch or self._unnamed_branch(timestep, sample)
         if self._chunked and self._started and _value(timestep) > _value(self._timestep):
             self._chunk += 1
             self._step = 0
@@ -100,15 +103,15 @@ class Clock:
             self._seen = []
         self._started = True
         self._seen.append(branch)
-        self._timestep = timestep
+        self._timestep, self._sample = timestep, sample
         return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser)
 
-    def _unnamed_branch(self, timestep: Any) -> str:
+    def _unnamed_branch(self, timestep: Any, sample: Any) -> str:
         order = self._guidance.order
         if self._guidance.form == "batched":
-            return "+".join(order)
+            return "cond_uncond"  # the name that diffusers gives to such a call
         position = len(self._seen)
-        if 0 < position < len(order) and self._same_timestep(timestep):
+        if 0 < position < len(order) and sample is self._sample and self._same_timestep(timestep):
             return order[position]
         return order[0]
 

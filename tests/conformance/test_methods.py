@@ -17,9 +17,7 @@ def last_run(session: Any) -> dict[str, Any]:
     return session.summary().to_dict()["runs"][-1]
 
 
-def test_acts_and_comes_off_without_a_trace(
-    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor
-) -> None:
+def test_acts_and_comes_off_without_a_trace(method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor) -> None:
     before = snapshot(pipe)
     with accel.enable(pipe, **method.active) as session:
         first = case.run(pipe)
@@ -88,9 +86,7 @@ def test_exception_in_the_middle_leaves_the_next_run_clean(
     assert torch.equal(case.run(pipe), plain)
 
 
-def test_disable_right_after_an_exception(
-    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor
-) -> None:
+def test_disable_right_after_an_exception(method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor) -> None:
     before = snapshot(pipe)
 
     def fail(*_: Any) -> None:
@@ -119,6 +115,4 @@ def test_changed_size_in_the_next_run(method: MethodCase, case: TinyCase, pipe: 
 
 
 def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
-    return {
-        name: case.call[name][..., :height, :] for name in ("video", "control_image") if name in case.call
-    }
+    return {name: case.call[name][..., :height, :] for name in ("video", "control_image") if name in case.call}

@@ -9,15 +9,15 @@ import torch
 from accel.kernels.forms import use
 
 _FORMS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("triton", "cpu", id="triton-interpreted", marks=pytest.mark.interpreter),
+    pytest.param(("reference", "cpu"), id="reference"),
+    pytest.param(("cpu", "cpu"), id="cpu"),
+    pytest.param(("triton", "cpu"), id="triton-interpreted", marks=pytest.mark.interpreter),
 ]
 if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    _FORMS.append(pytest.param("triton", "cuda", id="triton-cuda"))
+    _FORMS.append(pytest.param(("triton", "cuda"), id="triton-cuda"))
 
 
-@pytest.fixture(params=[pytest.param(param.values, id=param.id, marks=param.marks) for param in _FORMS])
+@pytest.fixture(params=_FORMS)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each form in turn is forced for the whole test; the value is the device that its tensors must be on."""
     form, device = request.param

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from accel.kernels import forms
 from accel.kernels.forms import select, use
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.zeros(2)
 
 
@@ -90,5 +92,5 @@ def test_the_triton_form_is_loaded_only_where_it_runs():
         "import sys, torch; from accel.kernels.delta import compute_delta; compute_delta(*torch.ones(2, 3));"
         "print(sorted(name for name in sys.modules if name.startswith('accel.kernels.delta.')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['accel.kernels.delta.cpu']"

@@ -1,0 +1,135 @@
+"""From a request to the arguments of a pipeline's call; refuses what the pipeline does not take."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from accel.cli.exits import RunFailed
+from accel.cli.request import Request, option
+from accel.errors import AccelError
+from accel.pipelines import demo
+from accel.pipelines.sizes import size_rule
+from accel.reporting.side_file import plain_data
+
+# Used where neither the user nor the model says; chosen by us.
+_FPS = 16
+# Arguments that the side file holds elsewhere, or that are objects of this process.
+_NOT_RECORDED = ("prompt", "class_labels", "image", "generator", "output_type", "return_dict")
+
+
+def makes_video(pipe: Any) -> bool:
+    """Whether the pipeline gives frames, not one image."""
+    return "num_frames" in parameters_of(pipe)
+
+
+def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
+    """All arguments for `pipe(**arguments)`; a fresh generator, frames as numpy arrays.
+
+    Raises `AccelError` for an option that the pipeline does not take, for one that would do nothing or be rounded, and
+    for an argument that the pipeline needs and the command line cannot give.
+    """
+    parameters, name = parameters_of(pipe), type(pipe).__name__
+    arguments = dict(request.call)
+    for argument in arguments:
+        if argument not in parameters:
+            raise AccelError(f"{name} takes no {option(argument)}; leave it out")
+    _check_sizes(pipe, arguments)
+    _check_negative(name, arguments, parameters)
+    if request.fps is not None and not makes_video(pipe):
+        raise AccelError(f"{name} makes an image, which has no --fps; leave it out")
+    arguments.update(_prompt(pipe, request, parameters))
+    if request.image is not None:
+        if "image" not in parameters:
+            raise AccelError(f"{name} takes no --image; leave it out, or use an image-to-image model")
+        with Image.open(request.image.name) as image:
+            arguments["image"] = image.convert("RGB")
+    arguments["generator"] = torch.Generator().manual_seed(request.seed)
+    arguments["output_type"] = "np"
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
+    if missing:
+        needed = ", ".join("--image" if n == "image" else n for n in missing)
+        raise AccelError(f"{name} needs {needed}, which is not given; what has no option can be given from Python only")
+    return arguments
+
+
+def frames_per_second(pipe: Any, request: Request) -> float | None:
+    """Frames a second of the result; None for an image."""
+    if not makes_video(pipe):
+        return None
+    if request.fps is not None:
+        return int(request.fps) if float(request.fps).is_integer() else request.fps
+    return demo.defaults(request.demo_size)["fps"] if request.demo_size else _FPS
+
+
+def effective_call(pipe: Any, arguments: Mapping[str, Any], frames: np.ndarray) -> dict[str, Any]:
+    """What was called, defaults filled in, without the prompt; what JSON cannot hold keeps its default."""
+    count, height, width = frames.shape[:3]
+    made = {"height": height, "width": width, "num_frames": count}
+    parameters = parameters_of(pipe)
+    full = {name: p.default for name, p in parameters.items()} | dict(arguments)
+    full |= {name: value for name, value in made.items() if name in full and full[name] is None}
+    kept = {name: value for name, value in full.items() if name not in _NOT_RECORDED and value is not None}
+    return plain_data({name: value for name, value in kept.items() if not name.startswith("callback")})
+
+
+def frames_of(output: Any) -> np.ndarray:
+    """The first result as frames (T, H, W, 3), float32 in 0..1; an image is one frame."""
+    results = output.frames if hasattr(output, "frames") else output.images
+    frames = np.asarray(results[0], dtype=np.float32)
+    if frames.ndim == 3:
+        frames = frames[None]
+    if frames.shape[-1] == 1:
+        frames = frames.repeat(3, axis=-1)
+    if not np.isfinite(frames).all():
+        raise RunFailed("the result holds values that are not numbers; try --dtype float32, or fewer methods")
+    return frames
+
+
+def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
+    """What the pipeline's call takes by name."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: p for n, p in inspect.signature(pipe.__call__).parameters.items() if p.kind in kinds}
+
+
+def _prompt(pipe: Any, request: Request, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    if "prompt" in parameters:
+        return {"prompt": request.prompt}
+    if "class_labels" not in parameters:
+        raise AccelError(f"{type(pipe).__name__} takes no prompt; use it from Python, with accel.enable")
+    if request.prompt.strip().isdecimal():
+        return {"class_labels": [int(request.prompt)]}
+    try:
+        return {"class_labels": pipe.get_label_ids([request.prompt])}
+    except ValueError as error:
+        raise AccelError(
+            f"{type(pipe).__name__} draws classes, and {request.prompt!r} is none of them; give a class's name or number"
+        ) from error
+
+
+def _check_sizes(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    rule = size_rule(pipe)
+    if rule is None:
+        return
+    for name in ("height", "width"):
+        if name in arguments:
+            rule.check_side(name, arguments[name])
+    if "num_frames" in arguments:
+        rule.check_frames(arguments["num_frames"])
+
+
+def _check_negative(name: str, arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    if "negative_prompt" not in arguments:
+        return
+    if "true_cfg_scale" in parameters and arguments.get("true_cfg_scale", 1) <= 1:
+        raise AccelError(f"{name} has distilled guidance, which reads no --negative-prompt; leave it out")
+    scale = arguments.get("guidance_scale")
+    if scale is not None and scale <= 1:
+        raise AccelError(
+            f"--negative-prompt does nothing at --guidance-scale {scale:g}; use a scale above 1, or leave it out"
+        )

@@ -1,0 +1,99 @@
+"""How every command ends: one line for what went wrong, and the exit code that says which kind it was.
+
+0: done. 1: the run failed. 2: bad usage, or refused (`AccelError`). 130: interrupted. With ACCEL_DEBUG=1 in the
+environment, the traceback is printed before the line, and warnings of other packages are shown.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+from accel.errors import AccelError, AccelWarning
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+_LONGEST = 400
+# These say what went wrong in their text; of the others the name is needed too.
+_PLAIN = ("OSError", "ValueError", "RuntimeError", "RunFailed", "WriteError")
+
+
+class RunFailed(RuntimeError):
+    """A run that began and gave nothing usable; the message is one line."""
+
+
+def run(app: typer.Typer, arguments: list[str]) -> int:
+    """Runs the application and turns whatever it raises into one line on stderr and an exit code."""
+    with _notes():
+        try:
+            # typer turns an interruption into this very code, or, in older versions, into Abort.
+            code = get_command(app)(list(arguments), prog_name="accel", standalone_mode=False) or DONE
+            if code != INTERRUPTED:
+                return code
+            line = "interrupted"
+        except (KeyboardInterrupt, typer.Abort):
+            code, line = INTERRUPTED, "interrupted"
+        except AccelError as error:
+            code, line = REFUSED, " ".join(str(error).split())
+        except Exception as error:
+            code, line = _failure(error)
+    typer.echo(f"accel: error: {line}" if code != INTERRUPTED else f"accel: {line}", err=True)
+    return code
+
+
+def note(text: str) -> None:
+    """A remark on stderr, on one line."""
+    typer.echo(f"accel: note: {' '.join(text.split())}", err=True)
+
+
+def debugging() -> bool:
+    """Whether the user asked to see tracebacks."""
+    return os.environ.get("ACCEL_DEBUG", "") not in ("", "0")
+
+
+def one_line(text: str) -> str:
+    """Another package's message without line breaks, of bounded length."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST else flat[: _LONGEST - 1] + "…"
+
+
+def _failure(error: Exception) -> tuple[int, str]:
+    message = getattr(error, "format_message", None)
+    if callable(message):
+        # What typer raises for bad usage; its class lives in another package in each version.
+        text = one_line(message()).rstrip(".")
+        return REFUSED, text[:1].lower() + text[1:]
+    if debugging():
+        traceback.print_exception(error)
+    name = type(error).__name__
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return FAILED, "out of memory: try --cpu-offload model, --vae-tiling, fewer frames or a smaller size"
+    text = one_line(str(error))
+    if not text:
+        return FAILED, f"{name} (ACCEL_DEBUG=1 shows where)"
+    return FAILED, text if name in _PLAIN else f"{name}: {text}"
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Prints every `AccelWarning` once, as a note; other warnings are for developers."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        text = str(message)
+        if text in seen:
+            return
+        seen.add(text)
+        note(text if issubclass(category, AccelWarning) else f"{filename}:{lineno}: {category.__name__}: {text}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default" if debugging() else "ignore")
+        warnings.simplefilter("always", AccelWarning)
+        warnings.showwarning = show
+        yield

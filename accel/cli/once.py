@@ -1,0 +1,81 @@
+"""One run of a pipeline, plain or accelerated, with failures told apart."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import accel
+from accel.cli.call import call_arguments, frames_of, parameters_of
+from accel.cli.exits import RunFailed, one_line
+from accel.cli.request import Request
+from accel.config import AccelConfig
+from accel.errors import AccelError, AccelWarning
+from accel.measure.one_run import TimedRun, timed_run
+from accel.reporting.run_report import Summary
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run; `summary` is None for a plain one, which Accel did not touch."""
+
+    frames: np.ndarray
+    seconds: float
+    loop_seconds: float | None
+    summary: Summary | None
+
+
+def run_once(pipe: Any, request: Request, config: AccelConfig) -> Done:
+    """Runs the request with the methods of `config`; without methods nothing is enabled.
+
+    Raises:
+        AccelError: the pipeline refused its arguments before the first step.
+        RunFailed: the run failed, with the exception as its cause.
+    """
+    arguments = call_arguments(pipe, request)
+    if not config.methods:
+        done = _call(pipe, request, arguments)
+        return Done(frames_of(done.output), done.seconds, done.loop_seconds, None)
+    with accel.enable(pipe, config) as session:
+        done = _call(pipe, request, arguments)
+    return Done(frames_of(done.output), done.seconds, done.loop_seconds, session.summary())
+
+
+def warm_up(pipe: Any, request: Request, config: AccelConfig, steps: int) -> None:
+    """A short run whose result and remarks are dropped."""
+    arguments = call_arguments(pipe, request)
+    arguments["num_inference_steps"] = steps
+    with warnings.catch_warnings():
+        # In so few steps a method may find nothing to do, and says so.
+        warnings.simplefilter("ignore", AccelWarning)
+        if not config.methods:
+            _call(pipe, request, arguments)
+            return
+        with accel.enable(pipe, config):
+            _call(pipe, request, arguments)
+
+
+def _call(pipe: Any, request: Request, arguments: dict[str, Any]) -> TimedRun:
+    began = False
+
+    def on_loop() -> None:
+        nonlocal began
+        began = True
+
+    try:
+        return timed_run(pipe, arguments, on_loop)
+    except (AccelError, MemoryError):
+        raise
+    except Exception as error:
+        name = type(pipe).__name__
+        if not began and any(f.name == "check_inputs" for f in traceback.extract_tb(error.__traceback__)):
+            raise AccelError(f"{name} refuses its arguments: {one_line(str(error))}") from error
+        if not began and "image" in parameters_of(pipe) and request.image is None:
+            raise AccelError(f"{name} cannot begin without --image ({one_line(str(error))})") from error
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise RunFailed(f"{name} failed: {type(error).__name__}: {one_line(str(error))}") from error

@@ -1,0 +1,139 @@
+"""`accel generate`: the work, from loading to the files that are written."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accel.cli import call, compare, methods, recorded
+from accel.cli.exits import note
+from accel.cli.methods import MethodOptions
+from accel.cli.once import Done, run_once
+from accel.cli.outputs import Destination, OutputFiles
+from accel.cli.prepare import load, number_format, place
+from accel.cli.printing import Format, emit, say
+from accel.cli.request import Request
+from accel.config import AccelConfig
+from accel.errors import AccelError
+from accel.pipelines import demo
+from accel.reporting import side_file
+from accel.reporting.files import Writer, write_together
+from accel.reporting.video import encode
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A request with its pipeline loaded and checked against what was recorded."""
+
+    pipe: Any
+    request: Request
+    config: AccelConfig
+    weights: str | None
+    load_seconds: float
+
+
+def carry_out(request: Request, options: MethodOptions, target: Destination, form: Format) -> None:
+    """Loads, runs, writes and reports; raises for everything that keeps the result from being written."""
+    config, origin = _methods(request, options)
+    if request.compare_dense and not config.methods:
+        raise AccelError("--compare-dense has nothing to compare: no method is on")
+    ready = _load(request, config)
+    pipe, request = ready.pipe, ready.request
+    arguments = call.call_arguments(pipe, request)
+    video = call.makes_video(pipe) and arguments.get("num_frames") != 1
+    files = OutputFiles(target.path(video=video, model=request.model))
+    pipe.set_progress_bar_config(disable=form is Format.JSON or not sys.stderr.isatty())
+    say(_what(ready, arguments), form)
+    say(f"{origin}: {methods.describe(config)}", form)
+
+    sheet: dict[Path, Writer] = {}
+    comparison = None
+    with recorded.threads(request.recorded):
+        if request.compare_dense:
+            done, plain = compare.run_both(pipe, request, config)
+            comparison = compare.compare(done, plain, request)
+            sheet = {files.sheet: compare.sheet(done, plain)}
+        else:
+            done = run_once(pipe, request, config)
+        data = recorded.describe(ready, done, files.media, comparison)
+
+    text = side_file.to_json(data)
+    media, remark = encode(done.frames, files.media.suffix.lower(), data["output"]["fps"] or 1)
+    side: dict[Path, Writer] = {files.side: lambda path: _write_text(path, text)}
+    write_together({files.media: media, **sheet, **side}, overwrite=target.overwrite)
+    _report(files, done, data, remark, form)
+    if form is Format.JSON:
+        paths = {"output": files.media, "side_file": files.side, "sheet": files.sheet if sheet else None}
+        emit({**data, "paths": {name: path and os.path.abspath(path) for name, path in paths.items()}})
+
+
+def _methods(request: Request, options: MethodOptions) -> tuple[AccelConfig, str]:
+    if request.recorded is not None:
+        return AccelConfig.from_dict(request.recorded["acceleration"]), "as recorded"
+    if request.model == "demo":
+        folder = demo.weights_folder(request.size or "standard")
+    else:
+        folder = Path(request.model).expanduser()
+    return methods.resolve(options, folder if folder.is_dir() else None)
+
+
+def _load(request: Request, config: AccelConfig) -> Ready:
+    from accel.pipelines.loading import weights_folder, weights_hash
+
+    device = place(request)
+    dtype = number_format(request, device)
+    began = time.perf_counter()
+    pipe = load(request, device, dtype)
+    folder = weights_folder(pipe)
+    weights = weights_hash(folder) if folder is not None else None
+    seconds = time.perf_counter() - began
+    recorded.check(request, type(pipe).__name__, weights)
+    return Ready(pipe, replace(request, dtype=dtype, device=device), config, weights, seconds)
+
+
+def _what(ready: Ready, arguments: dict[str, Any]) -> str:
+    """The run that is about to begin, in one line."""
+    request, pipe = ready.request, ready.pipe
+    value = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()} | arguments
+    size = f" ({request.demo_size})" if request.demo_size else ""
+    parts = [f"{request.model}{size}: {type(pipe).__name__}"]
+    if value.get("height") and value.get("width"):
+        parts.append(f"{value['width']}x{value['height']}")
+    if value.get("num_frames"):
+        parts.append(f"{value['num_frames']} frames")
+    parts.append(f"{value.get('num_inference_steps')} steps")
+    if isinstance(value.get("guidance_scale"), (int, float)):
+        parts.append(f"guidance {value['guidance_scale']:g}")
+    parts += [f"seed {request.seed}", f"{pipe.dtype} on {request.device}".removeprefix("torch.")]
+    return ", ".join(parts)
+
+
+def _report(files: OutputFiles, done: Done, data: dict[str, Any], remark: str, form: Format) -> None:
+    if done.summary is not None:
+        say(str(done.summary), form)
+    output, seconds, comparison, replay = (data[name] for name in ("output", "seconds", "comparison", "replay"))
+    if comparison is not None:
+        for line in compare.lines(comparison):
+            say(line, form)
+        say(f"{files.sheet}: both, frame by frame", form)
+    what = f"{output['width']}x{output['height']}"
+    if output["fps"] is not None:
+        frames = "1 frame" if output["frames"] == 1 else f"{output['frames']} frames"
+        what = f"{frames} of {what} at {output['fps']:g} fps"
+    say(f"{files.media}: {what}{f', {remark}' if remark else ''}", form)
+    say(f"{files.side}: all that made it, for accel generate --replay", form)
+    say(f"{seconds['call']:.1f} s to generate, after {seconds['load']:.1f} s to load", form)
+    if replay is not None and replay["same_bits"]:
+        say("same bits as recorded", form)
+    elif replay is not None:
+        here, there = output["frames_sha256"][:16], str(replay["recorded_sha256"])[:16]
+        note(f"the bits differ from the recorded ones: the frames' sha256 is {here}, recorded was {there}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

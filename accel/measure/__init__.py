@@ -1,0 +1,1 @@
+"""Measuring: time, likeness to a reference, and whether a clip shows what its prompt asks for."""

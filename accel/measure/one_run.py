@@ -1,0 +1,54 @@
+"""One call of a pipeline, timed: the whole, and the denoising loop in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from accel.runtime.runs import watch_runs
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """What a call returned, and its seconds; those of the loop are None where the pipeline has no progress bar."""
+
+    output: Any
+    seconds: float
+    loop_seconds: float | None
+
+
+def timed_run(pipe: Any, arguments: Mapping[str, Any], on_loop: Callable[[], None] | None = None) -> TimedRun:
+    """Calls `pipe(**arguments)` once; the device is waited for at both ends of the call and of the loop.
+
+    `on_loop` is called when the denoising loop begins: until then the pipeline has looked at its arguments and
+    encoded the prompt. Of several loops in one call the seconds are added.
+    """
+    device = torch.device(getattr(pipe, "_execution_device", None) or "cpu")
+    began: list[float] = []
+    loops: list[float] = []
+
+    def start(_steps: int) -> None:
+        if on_loop is not None:
+            on_loop()
+        began.append(_now(device))
+
+    def end() -> None:
+        loops.append(_now(device) - began[-1])
+
+    stop = watch_runs(pipe, start, end) if hasattr(pipe, "progress_bar") else lambda: None
+    try:
+        whole = _now(device)
+        output = pipe(**arguments)
+        return TimedRun(output, _now(device) - whole, sum(loops) if loops else None)
+    finally:
+        stop()
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,164 @@
+"""Timing cases against each other on one machine, and a description of that machine for result files."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "diffusers", "transformers", "triton")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The durations of one case in seconds, in the order in which they were measured."""
+
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.seconds:
+            raise ValueError("a timing needs at least one duration")
+
+    @property
+    def median(self) -> float:
+        """In seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def p20(self) -> float:
+        """The 20th percentile in seconds, interpolated between the two nearest durations."""
+        return self._percentile(0.2)
+
+    @property
+    def p80(self) -> float:
+        """The 80th percentile in seconds, interpolated between the two nearest durations."""
+        return self._percentile(0.8)
+
+    def _percentile(self, share: float) -> float:
+        ordered = sorted(self.seconds)
+        place = share * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def ratio(base: Timing, other: Timing) -> float:
+    """How many times as fast as `base` the other is, by their medians: 2 where it takes half the time."""
+    return base.median / other.median
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int = 1,
+    repeats: int = 3,
+    device: torch.device | str | None = None,
+) -> dict[str, Timing]:
+    """Times several cases in turn, so that a machine that slows down or warms up does so to all of them.
+
+    Every round runs each case once, and begins one case later than the round before, so that none is always
+    first. The device is waited for before and after each case.
+
+    Args:
+        cases: what to run, by name; what a case returns is dropped once its clock has stopped.
+        warmup: rounds that are run and not timed.
+        repeats: rounds that are timed.
+        device: the device whose work is waited for; the current CUDA device when None, if there is one.
+
+    Returns:
+        A timing of `repeats` durations for each case, in the order of `cases`.
+
+    Raises:
+        ValueError: no cases, a negative warm-up, or no repeats. What a case raises is passed on.
+    """
+    if not cases or warmup < 0 or repeats < 1:
+        raise ValueError(
+            f"cannot time {len(cases)} cases in {repeats} rounds after {warmup}: "
+            "it takes a case, a round and no fewer than 0 rounds of warm-up"
+        )
+    names = list(cases)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warmup + repeats):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            _synchronize(device)
+            began = time.perf_counter()
+            result = cases[name]()
+            _synchronize(device)
+            elapsed = time.perf_counter() - began
+            del result
+            if turn >= warmup:
+                seconds[name].append(elapsed)
+    return {name: Timing(tuple(durations)) for name, durations in seconds.items()}
+
+
+def _synchronize(device: torch.device | str | None) -> None:
+    if device is None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    elif torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device | str | None = None) -> dict[str, Any]:
+    """What a figure must be read with: the machine, the versions and the state of the code.
+
+    Args:
+        device: what is measured; the current CUDA device when None, or the CPU where there is none.
+
+    Returns:
+        "device" (its name), "cores" that this process may use, torch's "threads", "python", a version or None
+        for each of torch, diffusers, transformers and triton, and, in a git checkout of this project with a
+        commit, the "commit" and whether tracked files differ from it ("modified"); both None elsewhere.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "commit": commit,
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in this project's own checkout; None where the package was installed without one."""
+    if not (_ROOT / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,119 @@
+"""Frames into files: mp4, gif, png, jpg and webp.
+
+Frames are numpy arrays (T, H, W, 3), float32 in 0..1, here and in `contact_sheet`. Equal frames give equal bytes with the
+same versions of the encoders: one thread, no dates, no random identifiers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from accel.reporting.contact_sheet import film_sheet
+from accel.reporting.files import Writer
+from accel.reporting.formats import IMAGE_SUFFIXES
+
+# Quality settings of the lossy formats, chosen by us: no visible loss on flat colours and thin edges.
+_CRF = 12
+_QUALITY = 95
+# A gif counts in hundredths of a second, and browsers slow down what is shorter than two of them.
+_GIF_FASTEST = 50
+
+
+def to_bytes(frames: np.ndarray) -> np.ndarray:
+    """The same frames as uint8, rounded to the nearest of 256 levels."""
+    return (np.clip(frames, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def encode(frames: np.ndarray, suffix: str, fps: float) -> tuple[Writer, str]:
+    """A writer for `write_together`, and what a user should know about the file ("" for nothing).
+
+    Args:
+        frames: (T, H, W, 3), float32 in 0..1; an image is one frame.
+        suffix: One of those in `formats`; a video as png becomes a sheet of its frames.
+        fps: Frames a second, for mp4 and gif.
+    """
+    pixels = to_bytes(frames)
+    if suffix == ".mp4":
+        return _mp4(pixels, fps)
+    if suffix == ".gif":
+        return _gif(pixels, fps)
+    if suffix not in IMAGE_SUFFIXES:
+        raise ValueError(f"no encoder for {suffix!r}")
+    if len(pixels) == 1:
+        return _picture(Image.fromarray(pixels[0])), ""
+    if suffix != ".png":
+        raise ValueError(f"a video of {len(pixels)} frames cannot be a {suffix} file")
+    sheet, shown = film_sheet(pixels)
+    return _picture(sheet), "as one sheet" if shown == len(pixels) else f"as a sheet of {shown} of them"
+
+
+def _picture(image: Image.Image) -> Writer:
+    def write(path: Path) -> None:
+        image.save(path, quality=_QUALITY)
+
+    return write
+
+
+def _gif(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
+    # One palette for all frames, since one palette each flickers.
+    strip = Image.fromarray(pixels.reshape(-1, pixels.shape[2], 3))
+    palette = strip.quantize(256, dither=Image.Dither.NONE)
+    frames = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pixels]
+    # Rounding the times instead of the durations keeps the length of the whole.
+    times = np.rint(np.arange(len(frames) + 1) * 100 / fps).astype(int)
+    durations = [int(d) * 10 for d in np.diff(times)]
+
+    def write(path: Path) -> None:
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+    return write, f"most viewers show a gif at {_GIF_FASTEST} fps or less" if fps > _GIF_FASTEST else ""
+
+
+def _mp4(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
+    height, width = pixels.shape[1:3]
+    # The format halves the colour resolution, so that its sides are even; the last row and column are repeated.
+    even = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    remark = (
+        "" if even.shape == pixels.shape else f"padded to {even.shape[2]}x{even.shape[1]}, since mp4 needs even sides"
+    )
+
+    def write(path: Path) -> None:
+        # Imported late, because it looks for its program when it is imported.
+        import imageio_ffmpeg
+
+        command = [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            *_ffmpeg_arguments(even.shape[2], even.shape[1], fps),
+            str(path),
+        ]
+        done = subprocess.run(command, input=even.tobytes(), capture_output=True)
+        if done.returncode != 0:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
+            raise OSError(f"ffmpeg failed: {lines[-1]}")
+
+    return write, remark
+
+
+def _ffmpeg_arguments(width: int, height: int, fps: float) -> list[str]:
+    colours = [
+        "-color_range",
+        "tv",
+        "-colorspace",
+        "bt709",
+        "-color_primaries",
+        "bt709",
+        "-color_trc",
+        "bt709",
+    ]
+    return [
+        *("-hide_banner", "-loglevel", "error", "-y"),
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"),
+        *("-an", "-vf", "scale=in_range=full:out_range=tv:out_color_matrix=bt709"),
+        *("-c:v", "libx264", "-preset", "slow", "-crf", str(_CRF), "-pix_fmt", "yuv420p", *colours),
+        *("-threads", "1", "-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"),
+        *("-movflags", "+faststart", "-f", "mp4"),
+    ]

@@ -1,0 +1,245 @@
+"""Methods beside what else people attach to a pipeline: hooks, LoRA, offloading, compiled blocks, a second pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+
+import accel
+from accel.errors import AccelWarning
+from tests.conformance.cases import METHODS
+from tests.conformance.snapshot import snapshot
+from tests.tiny_pipelines import TINY, add_lora
+
+METHOD = METHODS["delta"]
+
+
+def reused(session: Any) -> int:
+    return session.summary().to_dict()["runs"][-1]["methods"]["delta"]["reused"]
+
+
+class Doubling(ModelHook):
+    """A user's hook with an effect that would show if it were lost or ran twice."""
+
+    def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
+        return output * 1.01
+
+
+@pytest.mark.parametrize("name", ["wan", "wan22", "flux"])
+@pytest.mark.parametrize("when", ["before", "while enabled"])
+def test_lora(name: str, when: str) -> None:
+    case = TINY[name]
+    pipe = case.build()
+    plain = case.run(pipe)
+    if when == "before":
+        add_lora(pipe)
+    session = accel.enable(pipe, **METHOD.active)
+    if when != "before":
+        add_lora(pipe)
+    accelerated = case.run(pipe)
+    assert reused(session) > 0
+    session.disable()
+    with_lora = case.run(pipe)
+    other = case.build()
+    case.run(other)
+    add_lora(other)
+    assert torch.equal(case.run(other), with_lora), "the bits of the plain pipeline with that LoRA"
+    with accel.enable(other, **METHOD.active):
+        assert torch.equal(case.run(other), accelerated)
+    assert not torch.equal(plain, with_lora)
+    for part in filter(None, (pipe.transformer, getattr(pipe, "transformer_2", None))):
+        part.unload_lora()
+    assert torch.equal(case.run(pipe), plain)
+
+
+@pytest.mark.parametrize("when", ["before", "while enabled"])
+def test_hooks_of_the_user_stay_in_any_order(when: str) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    calls: list[str] = []
+
+    def attach() -> Any:
+        block = pipe.transformer.blocks[1]
+        HookRegistry.check_if_exists_or_initialize(block).register_hook(Doubling(), "doubling")
+        return block.register_forward_hook(lambda *_: calls.append("called"))
+
+    case.run(pipe)
+    if when == "before":
+        handle = attach()
+        before = snapshot(pipe)
+        expected = case.run(pipe)
+        session = accel.enable(pipe, **METHOD.active)
+    else:
+        session = accel.enable(pipe, **METHOD.active)
+        handle = attach()
+        expected, before = None, None
+    case.run(pipe)
+    assert reused(session) > 0
+    session.disable()
+    session.disable()
+    calls.clear()
+    after = case.run(pipe)
+    assert calls == ["called"] * 16, "the user's own hook is still there"
+    if before is not None:
+        assert snapshot(pipe) == before
+        assert expected is not None
+        assert torch.equal(after, expected)
+    handle.remove()
+    pipe.transformer.blocks[1]._diffusers_hook.remove_hook("doubling")
+    assert torch.equal(case.run(pipe), case.run(case.build()))
+
+
+@pytest.mark.parametrize("when", ["before", "while enabled"])
+@pytest.mark.parametrize("name", ["wan22", "cogvideox"])
+def test_model_offload(name: str, when: str) -> None:
+    case = TINY[name]
+    pipe = case.build()
+    plain = case.run(pipe)
+    with accel.enable(pipe, **METHOD.active):
+        accelerated = case.run(pipe)
+    if when == "before":
+        pipe.enable_model_cpu_offload(device="cpu")
+    session = accel.enable(pipe, **METHOD.active)
+    if when != "before":
+        pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(case.run(pipe), accelerated)
+    assert reused(session) > 0
+    session.disable()
+    assert torch.equal(case.run(pipe), plain)
+    pipe.remove_all_hooks()
+    assert torch.equal(case.run(pipe), plain)
+
+
+@pytest.mark.parametrize("when", ["before", "while enabled"])
+def test_group_offload(when: str) -> None:
+    case = TINY["flux"]
+    pipe = case.build()
+    plain = case.run(pipe)
+    with accel.enable(pipe, **METHOD.active):
+        accelerated = case.run(pipe)
+
+    def offload() -> None:
+        pipe.transformer.enable_group_offload(
+            onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+        )
+
+    if when == "before":
+        offload()
+    session = accel.enable(pipe, **METHOD.active)
+    if when != "before":
+        offload()
+    assert torch.equal(case.run(pipe), accelerated)
+    assert reused(session) > 0
+    session.disable()
+    assert torch.equal(case.run(pipe), plain)
+
+
+@pytest.mark.parametrize("when", ["before", "while enabled"])
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_compiled_repeated_blocks_stay_one_graph(name: str, when: str) -> None:
+    case = TINY[name]
+    pipe = case.build()
+    with accel.enable(pipe, **METHOD.active):
+        eager = case.run(pipe)
+
+    def compile_blocks() -> None:
+        torch._dynamo.reset()
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+
+    if when == "before":
+        compile_blocks()
+    compiled = [vars(block).get("_compiled_call_impl") for block in pipe.transformer.modules()]
+    session = accel.enable(pipe, **METHOD.active)
+    if when != "before":
+        compile_blocks()
+    torch._dynamo.utils.counters.clear()
+    result = case.run(pipe)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "the blocks ran compiled"
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert reused(session) > 0
+    torch.testing.assert_close(result, eager, rtol=1e-4, atol=1e-4)
+    session.disable()
+    if when == "before":
+        assert [vars(block).get("_compiled_call_impl") for block in pipe.transformer.modules()] == compiled
+    else:
+        blocks = [*pipe.transformer.modules()]
+        assert any(vars(block).get("_compiled_call_impl") is not None for block in blocks), "still compiled"
+
+
+def test_a_transformer_compiled_as_a_whole_while_enabled_is_said_to_run_plainly() -> None:
+    case = TINY["flux"]
+    pipe = case.build()
+    session = accel.enable(pipe, **METHOD.active)
+    pipe.transformer.compile(backend="eager")
+    with pytest.warns(AccelWarning, match="compiled as a whole after enable"):
+        case.run(pipe)
+    session.disable()
+    assert "compiled as a whole" in str(session.summary())
+
+
+def test_a_transformer_replaced_while_enabled_is_said_to_run_plainly() -> None:
+    case = TINY["flux"]
+    pipe: Any = case.build()
+    session = accel.enable(pipe, **METHOD.active)
+    pipe.transformer = case.build(seed=1).transformer
+    with pytest.warns(AccelWarning, match="replaced after enable"):
+        case.run(pipe)
+    session.disable()
+
+
+def test_a_shared_transformer_runs_plainly_in_the_other_pipeline() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    other = type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    plain = case.run(pipe)
+    with accel.enable(pipe, **METHOD.active) as session:
+        accelerated = case.run(pipe)
+        assert torch.equal(case.run(other), plain)
+        assert session.summary().to_dict()["calls_outside_runs"] == 16
+        with pytest.raises(accel.AccelError, match="accelerated already"):
+            accel.enable(other, **METHOD.active)
+        assert torch.equal(case.run(pipe), accelerated)
+    with accel.enable(other, **METHOD.active):
+        assert torch.equal(case.run(other), accelerated)
+        assert torch.equal(case.run(pipe), plain)
+
+
+def test_a_broken_run_of_one_pipeline_does_not_reach_the_other() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    other = type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    plain = case.run(pipe)
+
+    def stop(_pipe: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with accel.enable(pipe, **METHOD.active):
+        with pytest.raises(KeyboardInterrupt):
+            case.run(pipe, callback_on_step_end=stop)
+        assert torch.equal(case.run(other), plain)
+
+
+def test_several_videos_at_once_and_interrupted_runs() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+
+    def interrupt(running: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        running._interrupt = step == 3
+        return kwargs
+
+    with accel.enable(pipe, **METHOD.active) as session:
+        alone = case.run(pipe)
+        case.run(pipe, num_videos_per_prompt=2)
+        assert reused(session) > 0
+        case.run(pipe, callback_on_step_end=interrupt)
+        run = session.summary().to_dict()["runs"][-1]
+        assert not run["finished"]
+        assert "cut short" in str(session.summary())
+        assert torch.equal(case.run(pipe), alone)

@@ -1,0 +1,121 @@
+"""The order of interleaved runs and the arithmetic on durations; no duration itself is asserted."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+
+from accel.measure import timing
+from accel.measure.timing import Timing, interleaved, machine, ratio
+
+
+def recorded(names, **options):
+    calls = []
+    cases = {name: lambda name=name: calls.append(name) for name in names}
+    return interleaved(cases, **options), "".join(calls)
+
+
+def test_rounds_take_turns_and_each_begins_one_case_later():
+    timings, calls = recorded("abc", warmup=1, repeats=3)
+    assert calls == "abcbcacababc"
+    assert list(timings) == ["a", "b", "c"]
+    assert all(len(one.seconds) == 3 and min(one.seconds) >= 0 for one in timings.values())
+
+
+def test_warm_up_may_be_left_out():
+    timings, calls = recorded("ab", warmup=0, repeats=1)
+    assert calls == "ab"
+    assert len(timings["a"].seconds) == 1
+
+
+def test_durations_go_to_the_case_that_took_them(monkeypatch):
+    """A clock that only the cases move: a takes 1 s, then 2 s, b takes 10 s, then 20 s."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    pace = {"a": iter([100.0, 1.0, 2.0]), "b": iter([100.0, 10.0, 20.0])}
+
+    def case(name):
+        return lambda: now.__setitem__(0, now[0] + next(pace[name]))
+
+    timings = interleaved({name: case(name) for name in pace}, warmup=1, repeats=2)
+    assert timings == {"a": Timing((1.0, 2.0)), "b": Timing((10.0, 20.0))}
+
+
+def test_the_device_is_waited_for_around_each_case(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: events.append(str(device)))
+    interleaved({"a": lambda: events.append("a")}, warmup=0, repeats=2, device="cuda:1")
+    assert events == ["cuda:1", "a", "cuda:1"] * 2
+    events.clear()
+    interleaved({"a": lambda: events.append("a")}, warmup=0, repeats=1, device="cpu")
+    assert events == ["a"]
+
+
+def test_without_a_device_the_current_gpu_is_waited_for_if_there_is_one(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("wait"))
+    for available, expected in ((True, ["wait", "a", "wait"]), (False, ["a"])):
+        events.clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        interleaved({"a": lambda: events.append("a")}, warmup=0, repeats=1)
+        assert events == expected
+
+
+def test_a_case_that_fails_is_not_hidden():
+    def broken():
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        interleaved({"a": broken})
+
+
+@pytest.mark.parametrize("options", [{"repeats": 0}, {"warmup": -1}])
+def test_impossible_rounds_are_refused(options):
+    with pytest.raises(ValueError, match="cannot time"):
+        interleaved({"a": lambda: None}, **options)
+    with pytest.raises(ValueError, match="cannot time"):
+        interleaved({})
+
+
+def test_medians_percentiles_and_ratios():
+    durations = Timing((5.0, 1.0, 4.0, 2.0, 3.0, 6.0))
+    assert (durations.median, durations.p20, durations.p80) == (3.5, 2.0, 5.0)
+    assert Timing((1.0, 2.0)).p20 == pytest.approx(1.2)
+    assert Timing((7.0,)).p20 == Timing((7.0,)).p80 == 7.0
+    assert ratio(Timing((9.0, 3.0, 4.0)), Timing((2.0,))) == 2.0
+    with pytest.raises(ValueError, match="at least one"):
+        Timing(())
+
+
+def test_the_machine_is_described_in_plain_data():
+    described = machine()
+    assert json.loads(json.dumps(described)) == described
+    assert described["torch"] == torch.__version__
+    assert described["threads"] == torch.get_num_threads()
+    assert described["cores"] >= 1 and described["device"] and described["diffusers"]
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "_ROOT", tmp_path)
+    assert machine("cpu")["commit"] is None and machine("cpu")["modified"] is None
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    assert machine("cpu")["commit"] is None
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "one")
+    assert machine("cpu")["commit"] == git("rev-parse", "HEAD")
+    assert machine("cpu")["modified"] is False
+    (tmp_path / "file").write_text("two")
+    assert machine("cpu")["modified"] is True
+
+
+def test_a_package_that_is_missing_has_no_version(monkeypatch):
+    monkeypatch.setattr(timing, "_PACKAGES", ("torch", "surely-no-such-package"))
+    assert machine("cpu")["surely-no-such-package"] is None

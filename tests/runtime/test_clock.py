@@ -1,0 +1,153 @@
+"""The clock on every guidance form, with two denoisers, second-order schedulers, chunks and broken runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from accel.pipelines.facts import Guidance
+from accel.pipelines.families import families
+from accel.runtime.clock import Clock, Moment
+from accel.runtime.runs import watch_branches, watch_runs
+from tests.tiny_pipelines import TINY
+
+SEPARATE = Guidance("separate", ("cond", "uncond"), named=False)
+BATCHED = Guidance("batched", ("uncond", "cond"), named=False)
+
+
+def ticks(clock: Clock, timesteps: list[Any]) -> list[tuple[int, int, str]]:
+    seen = []
+    for timestep in timesteps:
+        with clock.call("transformer", timestep) as moment:
+            assert moment is not None
+            assert clock.now is moment
+            seen.append((moment.chunk, moment.step, moment.branch))
+    return seen
+
+
+def test_separate_calls_share_a_step_by_object_and_by_value() -> None:
+    clock = Clock(SEPARATE)
+    clock.start_run(2)
+    first, second = torch.tensor([900.0]), torch.tensor([800.0])
+    assert ticks(clock, [first, first, second, torch.tensor([800.0])]) == [
+        (0, 0, "cond"),
+        (0, 0, "uncond"),
+        (0, 1, "cond"),
+        (0, 1, "uncond"),
+    ]
+
+
+def test_guidance_that_ends_early_and_distilled_models_make_one_call_per_step() -> None:
+    clock = Clock(SEPARATE)
+    clock.start_run(3)
+    seen = ticks(clock, [9.0, 9.0, 8.0, 7.0])
+    assert [step for _, step, _ in seen] == [0, 0, 1, 2]
+    assert [branch for *_, branch in seen] == ["cond", "uncond", "cond", "cond"]
+
+
+def test_a_repeated_timestep_on_new_hidden_states_is_a_new_step() -> None:
+    clock = Clock(SEPARATE)
+    clock.start_run(3)
+    samples = [torch.zeros(1), torch.zeros(1)]
+    seen = []
+    for sample in (samples[0], samples[0], samples[1], samples[1]):
+        with clock.call("transformer", torch.tensor(5.0), sample) as moment:
+            assert moment is not None
+            seen.append((moment.step, moment.branch))
+    assert seen == [(0, "cond"), (0, "uncond"), (1, "cond"), (1, "uncond")]
+
+
+def test_batched_calls_are_a_step_each_even_at_one_timestep() -> None:
+    clock = Clock(BATCHED)
+    clock.start_run(3)
+    assert ticks(clock, [9.0, 8.0, 8.0]) == [(0, step, "cond_uncond") for step in range(3)]
+
+
+def test_named_branches_need_no_timestep() -> None:
+    clock = Clock(Guidance("separate", ("cond", "uncond"), named=True))
+    clock.start_run(2)
+    seen = []
+    for name in ("pred_cond", "pred_uncond", "pred_cond_skip", "pred_cond", "pred_uncond"):
+        with clock.branch(name), clock.call("transformer", None) as moment:
+            assert moment is not None
+            seen.append((moment.step, moment.branch))
+    assert seen == [(0, "pred_cond"), (0, "pred_uncond"), (0, "pred_cond_skip"), (1, "pred_cond"), (1, "pred_uncond")]
+
+
+def test_chunks_begin_where_the_timestep_goes_up() -> None:
+    clock = Clock(BATCHED, chunked=True)
+    clock.start_run(2)
+    assert [(chunk, step) for chunk, step, _ in ticks(clock, [9.0, 8.0, 9.0, 8.0])] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_a_call_that_fails_leaves_no_moment_and_the_next_run_starts_at_zero() -> None:
+    clock = Clock(BATCHED)
+    clock.start_run(2)
+    with pytest.raises(RuntimeError), clock.call("transformer", 9.0):
+        raise RuntimeError
+    assert clock.now is None
+    clock.start_run(5)
+    with clock.call("transformer", 9.0) as moment:
+        assert moment == Moment(run=1, chunk=0, step=0, num_steps=5, branch="cond_uncond", denoiser="transformer")
+
+
+def test_calls_outside_of_a_run_have_no_moment() -> None:
+    clock = Clock(BATCHED)
+    with clock.call("transformer", 9.0) as moment:
+        assert moment is None
+    clock.start_run(1)
+    clock.end_run()
+    with clock.call("transformer", 9.0) as moment:
+        assert moment is None
+
+
+EXPECTED = {
+    "wan": (8, ["cond", "uncond"]),
+    "wan_unipc": (8, ["cond", "uncond"]),
+    "wan22": (8, ["cond", "uncond"]),
+    "wan_vace": (8, ["cond", "uncond"]),
+    "cogvideox": (8, ["cond_uncond"]),
+    "hunyuan_video": (8, ["cond"]),
+    "flux": (8, ["cond"]),
+    "flux_controlnet": (8, ["cond"]),
+    "dit": (8, ["cond_uncond"]),
+    # The Heun scheduler evaluates the model twice in each of its eight steps but the last.
+    "sd3_heun": (15, ["cond_uncond"]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_real_pipelines_tell_run_step_branch_and_denoiser(name: str) -> None:
+    case = TINY[name]
+    pipe: Any = case.build()
+    guidances = {cls: g for family in families().values() for cls, g in family.pipelines.items()}
+    clock = Clock(guidances.get(type(pipe).__name__, BATCHED))
+    moments: list[Moment] = []
+    undo = [watch_runs(pipe, clock.start_run, clock.end_run)]
+    for part in ("transformer", "transformer_2"):
+        module = getattr(pipe, part, None)
+        if module is None:
+            continue
+        undo.append(watch_branches(module, clock))
+
+        def watched(*args: Any, _call: Any = module._call_impl, _name: str = part, **kwargs: Any) -> Any:
+            with clock.call(_name, kwargs.get("timestep")) as moment:
+                assert moment is not None
+                moments.append(moment)
+                return _call(*args, **kwargs)
+
+        module._compiled_call_impl = watched
+    case.run(pipe)
+    steps, branches = EXPECTED[name]
+    assert [m.step for m in moments] == [step for step in range(steps) for _ in branches]
+    assert [m.branch for m in moments] == branches * steps
+    assert {m.num_steps for m in moments} == {steps}
+    assert {m.run for m in moments} == {0}
+    counted = {part: sum(m.denoiser == part for m in moments) for part in {m.denoiser for m in moments}}
+    assert counted == case.forwards
+    for restore in undo:
+        restore()
+    assert "progress_bar" not in vars(pipe)
+    assert "cache_context" not in vars(pipe.transformer)

@@ -1,0 +1,109 @@
+"""AccelConfig: keywords, files, presets, flat keywords and paths, and one line for everything impossible."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from accel import AccelConfig, AccelError, DeltaCacheConfig
+from accel.presets import PRESETS, preset
+from accel.session import resolve
+
+DELTA = {"method": "delta", "interval": 3, "cached_blocks": 0.5}
+
+
+def test_round_trips_through_json_and_yaml(tmp_path: Path) -> None:
+    config = AccelConfig(cache=DeltaCacheConfig(interval=3, boundary=0.25))
+    assert AccelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert AccelConfig.from_pretrained(config.save_pretrained(tmp_path).parent) == config
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert AccelConfig.from_pretrained(file) == config
+
+
+@pytest.mark.parametrize("cache", ["delta", ["delta"], DeltaCacheConfig(), {"method": "delta"}, [DeltaCacheConfig()]])
+def test_forms_of_a_method(cache: Any) -> None:
+    assert AccelConfig(cache=cache).methods == (DeltaCacheConfig(),)
+
+
+@pytest.mark.parametrize(("attention", "cache"), [("dense", "none"), (None, None), ("dense", [])])
+def test_nothing_on(attention: Any, cache: Any) -> None:
+    assert AccelConfig(attention=attention, cache=cache).methods == ()
+
+
+@pytest.mark.parametrize("path", ["cache.interval", "cache.delta.interval", "delta.interval", "interval"])
+def test_settings_by_path(path: str) -> None:
+    config = AccelConfig(cache="delta").with_setting(path, 4)
+    assert config.cache == (DeltaCacheConfig(interval=4),)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_valid_and_take_overrides(name: str) -> None:
+    assert preset(name).methods
+    assert resolve(name, {}, {"interval": 5}).cache[0].model_dump()["interval"] == 5
+
+
+def test_what_a_call_of_enable_means(tmp_path: Path) -> None:
+    assert resolve(None) == preset("balanced")
+    assert resolve(None, {"cache": "delta"}).cache == (DeltaCacheConfig(),)
+    assert resolve("fast", {"cache": "none"}).methods == ()
+    assert resolve({"cache": [DELTA]}).cache == (DeltaCacheConfig(interval=3, cached_blocks=0.5),)
+    saved = AccelConfig(cache=[DELTA])
+    saved.save_pretrained(tmp_path)
+    assert resolve(None, beside=tmp_path) == saved
+    assert resolve(None, {"cache": "delta"}, beside=tmp_path).cache == (DeltaCacheConfig(),)
+    assert resolve("balanced", beside=tmp_path) == preset("balanced")
+    assert resolve(str(tmp_path)) == saved
+
+
+REFUSED = {
+    "unknown key": (lambda: AccelConfig.from_dict({"cach": ["delta"]}), "nearest: 'cache'"),
+    "version": (lambda: AccelConfig.from_dict({"version": 9}), "version 9"),
+    "not a mapping": (lambda: AccelConfig.from_dict(["delta"]), "mapping"),  # type: ignore[arg-type]
+    "unknown method": (lambda: AccelConfig(cache="delt"), "nearest: 'delta'"),
+    "wrong keyword": (lambda: AccelConfig(attention="delta"), "attention has no method 'delta'"),
+    "config in the wrong keyword": (lambda: AccelConfig(quantize=DeltaCacheConfig()), "goes to cache="),
+    "twice": (lambda: AccelConfig(cache=["delta", "delta"]), "names delta twice"),
+    "a list for one": (lambda: AccelConfig(attention=["dense"]), "one method, not a list"),
+    "a number": (lambda: AccelConfig(cache=3), "not 3"),
+    "unknown setting": (lambda: AccelConfig(cache={**DELTA, "intervall": 2}), "nearest: 'interval'"),
+    "out of range": (lambda: AccelConfig(cache={**DELTA, "interval": 0}), "nearest: 1"),
+    "above range": (lambda: AccelConfig(cache={**DELTA, "boundary": 1.5}), "nearest: 1"),
+    "text for a number": (lambda: AccelConfig(cache={**DELTA, "interval": "2"}), "interval='2' is not possible"),
+    "a truth value for a number": (lambda: AccelConfig(cache={**DELTA, "interval": True}), "interval=True"),
+    "not a number": (lambda: AccelConfig(cache={**DELTA, "boundary": float("nan")}), "boundary=nan"),
+    "flat keyword of nobody": (lambda: resolve("fast", {}, {"intervl": 2}), "nearest: 'interval'"),
+    "flat keyword of a method that is off": (lambda: resolve(AccelConfig(), {}, {"interval": 2}), "cache='delta'"),
+    "path to nobody": (lambda: AccelConfig(cache="delta").with_setting("quantize.bits", 4), "active: cache.delta"),
+    "path to no setting": (lambda: AccelConfig(cache="delta").with_setting("cache.intervl", 4), "nearest: 'interval'"),
+    "long path": (lambda: AccelConfig(cache="delta").with_setting("a.b.c.d", 4), "names no single active method"),
+    "unknown preset": (lambda: resolve("speedy"), "quality, balanced, fast"),
+    "a method as a preset": (lambda: resolve("delta"), "enable(pipe, cache='delta')"),
+    "a method's config as a preset": (lambda: resolve(DeltaCacheConfig()), "cache="),
+    "a number as a preset": (lambda: resolve(3), "not int"),
+    "missing file": (lambda: resolve("no/such/file.yaml"), "no such file"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refusals_are_one_line(name: str) -> None:
+    act, fragment = REFUSED[name]
+    with pytest.raises(AccelError) as refusal:
+        act()
+    message = str(refusal.value)
+    assert fragment in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["cache: [delta", "- just\n- a list", "cache: {method: delta, interval: 0}", "\x00"])
+def test_bad_files_are_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(AccelError) as refusal:
+        AccelConfig.from_pretrained(file)
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
