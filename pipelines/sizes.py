@@ -20,17 +20,14 @@ class SizeRule:
         """AccelError, with the nearest that works, for a side that would be rounded or refused later."""
         if size % self.pixels:
             nearest = max(1, (size + self.pixels // 2) // self.pixels) * self.pixels
-            raise AccelError(
-                f"{name}={size} is not a multiple of {self.pixels}; the nearest that works is {nearest}"
-            )
+            raise AccelError(f"{name}={size} is not a multiple of {self.pixels}; the nearest that works is {nearest}")
 
     def check_frames(self, count: int) -> None:
         """The same for a number of frames."""
         if (count - 1) % self.frames:
             nearest = (count - 1 + self.frames // 2) // self.frames * self.frames + 1
-            raise AccelError(
-                f"num_frames={count} is not one more than a multiple of {self.frames}; the nearest that works is {nearest}"
-            )
+            rule = f"one more than a multiple of {self.frames}"
+            raise AccelError(f"num_frames={count} is not {rule}; the nearest that works is {nearest}")
 
 
 def size_rule(pipe: Any) -> SizeRule | None:
@@ -40,7 +37,7 @@ def size_rule(pipe: Any) -> SizeRule | None:
     except AccelError:
         return None
     grid = facts.family.grid
-    spatial = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", 1)
+    spatial: int = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 1
     # A pipeline that packs its tokens itself packs two by two.
     patch = 2 if grid.layout == "BNC" else config_value(facts.denoisers[0].module.config, grid.patch[2])
     return SizeRule(spatial * patch, getattr(pipe, "vae_scale_factor_temporal", None) or 1)

@@ -63,7 +63,7 @@ def test_what_a_call_of_enable_means(tmp_path: Path) -> None:
 REFUSED = {
     "unknown key": (lambda: AccelConfig.from_dict({"cach": ["delta"]}), "nearest: 'cache'"),
     "version": (lambda: AccelConfig.from_dict({"version": 9}), "version 9"),
-    "not a mapping": (lambda: AccelConfig.from_dict(["delta"]), "mapping"),  # type: ignore[arg-type]
+    "not a mapping": (lambda: AccelConfig.from_dict(["delta"]), "mapping"),
     "unknown method": (lambda: AccelConfig(cache="delt"), "nearest: 'delta'"),
     "wrong keyword": (lambda: AccelConfig(attention="delta"), "attention has no method 'delta'"),
     "config in the wrong keyword": (lambda: AccelConfig(quantize=DeltaCacheConfig()), "goes to cache="),

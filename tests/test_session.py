@@ -87,7 +87,7 @@ def test_unknown_families_are_told_what_is_known_and_how_to_add_one() -> None:
 
 
 def test_a_subclass_of_a_known_pipeline_is_known(pipe: Any) -> None:
-    class Mine(type(pipe)):  # type: ignore[misc]
+    class Mine(type(pipe)):
         pass
 
     mine = Mine(**pipe.components)

@@ -108,7 +108,7 @@ def _prompt(pipe: Any, request: Request, parameters: Mapping[str, Any]) -> dict[
         return {"class_labels": pipe.get_label_ids([request.prompt])}
     except ValueError as error:
         raise AccelError(
-            f"{type(pipe).__name__} draws classes, and {request.prompt!r} is none of them; give a class's name or number"
+            f"{type(pipe).__name__} draws classes, and {request.prompt!r} is none of them; give a name or a number"
         ) from error
 
 

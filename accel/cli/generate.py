@@ -35,6 +35,24 @@ class Offload(StrEnum):
     GROUP = "group"
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number") from error
+
+
+_WHOLE: dict[str, Any] = {"parser": _whole, "metavar": "N"}
+_NUMBER: dict[str, Any] = {"parser": _number, "metavar": "X"}
+
+
 def _option(panel: str, help_text: str, *names: str, **rules: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **rules)
 
@@ -44,19 +62,19 @@ def generate(
     negative_prompt: Annotated[str | None, _option(_WHAT, "What not to show.", metavar="TEXT")] = None,
     image: Annotated[str | None, _option(_WHAT, "Picture to start from.", metavar="FILE")] = None,
     num_inference_steps: Annotated[
-        int | None, _option(_WHAT, "Denoising steps.", "--num-inference-steps", "--steps", metavar="N")
+        int | None, _option(_WHAT, "Denoising steps.", "--num-inference-steps", "--steps", **_WHOLE)
     ] = None,
-    guidance_scale: Annotated[float | None, _option(_WHAT, "How closely to follow the prompt.", metavar="X")] = None,
-    height: Annotated[int | None, _option(_WHAT, "Pixels.", metavar="N")] = None,
-    width: Annotated[int | None, _option(_WHAT, "Pixels.", metavar="N")] = None,
-    num_frames: Annotated[int | None, _option(_WHAT, "Frames of a video.", metavar="N")] = None,
+    guidance_scale: Annotated[float | None, _option(_WHAT, "How closely to follow the prompt.", **_NUMBER)] = None,
+    height: Annotated[int | None, _option(_WHAT, "Pixels.", **_WHOLE)] = None,
+    width: Annotated[int | None, _option(_WHAT, "Pixels.", **_WHOLE)] = None,
+    num_frames: Annotated[int | None, _option(_WHAT, "Frames of a video.", **_WHOLE)] = None,
     seed: Annotated[
         int | None,
         _option(
             _WHAT,
             "Start of the noise; drawn and reported if left out.",
             min=0,
-            metavar="N",
+            **_WHOLE,
         ),
     ] = None,
     replay: Annotated[
@@ -131,7 +149,7 @@ def generate(
         ),
     ] = None,
     overwrite: Annotated[bool, _option(_WHERE, "Replace files that exist.", "--overwrite")] = False,
-    fps: Annotated[float | None, _option(_WHERE, "Frames a second.", metavar="X")] = None,
+    fps: Annotated[float | None, _option(_WHERE, "Frames a second.", **_NUMBER)] = None,
     form: Annotated[
         Format,
         _option(_WHERE, "human, or json: one object on stdout, all else on stderr.", "--format", metavar="NAME"),

@@ -160,14 +160,14 @@ def _lines(data: dict[str, Any]) -> list[str]:
     if "model" in data:
         blocks.append(_model_lines(data["model"]))
     if "families" in data:
-        rows = [(n, f["title"], ", ".join(f["pipelines"])) for n, f in data["families"].items()]
-        blocks.append(["Families", *columns(rows)])
+        families = [(n, f["title"], ", ".join(f["pipelines"])) for n, f in data["families"].items()]
+        blocks.append(["Families", *columns(families)])
     if "methods" in data:
         lines = ["Methods"]
         for name, method in data["methods"].items():
-            lines.append(f"  --{method['keyword']} {name}   {method['summary']}")
-            rows = [(f"{n}={s['default']}", s["meaning"]) for n, s in method["settings"].items()]
-            lines += columns(rows, indent="      ")
+            lines.append(f"  --{method['keyword']} {name}: {method['summary']}")
+            settings = [(f"{n}={s['default']}", s["meaning"]) for n, s in method["settings"].items()]
+            lines += columns(settings, indent="      ")
         blocks.append(lines)
     if "presets" in data:
         blocks.append(["Presets", *columns([(name, p["in_words"]) for name, p in data["presets"].items()])])
@@ -175,8 +175,7 @@ def _lines(data: dict[str, Any]) -> list[str]:
         machine = data["machine"]
         gpus = "; ".join(describe_device(d) for d in machine["devices"]) or machine["no_devices"]
         blocks.append(["This machine", *columns([("cpu", "yes"), ("gpu", gpus), ("triton", machine["kernels"])])])
-    lines = [line for block in blocks for line in [*block, ""]]
-    return lines[:-1]
+    return [line for block in blocks for line in [*block, ""]][:-1]
 
 
 def _model_lines(model: dict[str, Any]) -> list[str]:

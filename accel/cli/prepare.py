@@ -44,7 +44,7 @@ def load(request: Request, device: str, dtype: str | None) -> Any:
     if request.cpu_offload is not None:
         _offload(pipe, request.cpu_offload, device)
     if request.vae_tiling:
-        vae = getattr(pipe, "vae", None)
+        vae: Any = getattr(pipe, "vae", None)
         if not hasattr(vae, "enable_tiling"):
             raise AccelError(f"{type(pipe).__name__} cannot decode in tiles; leave --vae-tiling out")
         vae.enable_tiling()
@@ -58,8 +58,9 @@ def compile_blocks(pipe: Any) -> None:
     from accel.pipelines.sites import inspect_pipeline
 
     for denoiser in inspect_pipeline(pipe).denoisers:
-        if getattr(denoiser.module, "_repeated_blocks", None):
-            denoiser.module.compile_repeated_blocks()
+        model: Any = denoiser.module
+        if getattr(model, "_repeated_blocks", None):
+            model.compile_repeated_blocks()
         else:
             for block in denoiser.blocks:
                 block.module.compile()

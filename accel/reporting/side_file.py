@@ -18,7 +18,7 @@ from accel.errors import AccelError
 SCHEMA = 1
 KIND = "accel generate"
 _REQUIRED = {
-    "prompt": (str, type(None)),
+    "prompt": str,
     "seed": int,
     "call": dict,
     "model": dict,

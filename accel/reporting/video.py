@@ -1,7 +1,7 @@
 """Frames into files: mp4, gif, png, jpg and webp.
 
-Frames are numpy arrays (T, H, W, 3), float32 in 0..1, here and in `contact_sheet`. Equal frames give equal bytes with the
-same versions of the encoders: one thread, no dates, no random identifiers.
+Frames are numpy arrays (T, H, W, 3), float32 in 0..1. Equal frames give equal bytes with the same versions of the
+encoders: one thread, no dates, no random identifiers.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ class Clock:
         self._chunked = chunked
         self._running = False
         self._branch: str | None = None
+        self._timestep: Any = None
+        self._sample: Any = None
         self._reset()
 
     @property
@@ -88,8 +90,7 @@ class Clock:
         self.now = None
         self._step = self._chunk = 0
         self._started = False
-        self._timestep: Any = None
-        self._sample: Any = None
+        self._timestep = self._sample = None
         self._seen: list[str] = []
 
     def _advance(self, denoiser: str, timestep: Any, sample: Any) -> Moment:

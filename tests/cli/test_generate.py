@@ -141,7 +141,9 @@ def test_a_config_file(make: Accel, tmp_path: Path) -> None:
     assert "mine.yaml: cache delta (interval=3, cached_blocks=0.5" in result.out
 
 
-@pytest.mark.parametrize("options", [["--preset", "none"], ["--cache", "none"], ["--preset", "fast", "--cache", "none"]])
+@pytest.mark.parametrize(
+    "options", [["--preset", "none"], ["--cache", "none"], ["--preset", "fast", "--cache", "none"]]
+)
 def test_plain_runs(options: list[str], make: Accel) -> None:
     data = make(*DEMO, "-o", "a.gif", "--format", "json", *options).json
     assert data["acceleration"]["cache"] == [] and data["summary"] is None

@@ -52,9 +52,7 @@ def test_videos(name: str, make: Accel, saved: Saved) -> None:
 
 
 def test_classes(make: Accel, accel: Accel, saved: Saved) -> None:
-    data = make(
-        "generate", "-m", saved("dit"), "--prompt", "207", "--steps", 4, "-o", "a.png", "--format", "json"
-    ).json
+    data = make("generate", "-m", saved("dit"), "--prompt", "207", "--steps", 4, "-o", "a.png", "--format", "json").json
     assert data["model"]["pipeline"] == "DiTPipeline"
     assert make("generate", "--replay", "a.json", "-o", "b.png", "--format", "json").json["replay"]["same_bits"]
     refused = accel("generate", "-m", saved("dit"), "--prompt", "a unicorn", "-o", "c.png")

@@ -26,17 +26,17 @@ GENERATE = ("generate", "--prompt", "a red circle", "--size", "quick", "--steps"
 REFUSED: list[tuple[list[str], str]] = [
     (["--prompt", ""], "the prompt is empty"),
     (["--prompt", " \t "], "the prompt is empty"),
-    (["--steps", "many"], "'many' is not a valid"),
+    (["--steps", "many"], "'many' is not a whole number"),
     (["--steps", "-3"], "--steps -3 is not possible; the nearest that works is 1"),
     (["--steps", "0"], "--steps 0 is not possible"),
-    (["--guidance-scale", "strong"], "'strong' is not a valid"),
+    (["--guidance-scale", "strong"], "'strong' is not a number"),
     (["--guidance-scale", "nan"], "nan is not a finite number"),
     (["--height", "127"], "the nearest that works is 128"),
     (["--width", "-16"], "--width -16 is not possible"),
     (["--num-frames", "4"], "the nearest that works is 5"),
-    (["--num-frames", "9.5"], "'9.5' is not a valid"),
+    (["--num-frames", "9.5"], "'9.5' is not a whole number"),
     (["--seed", "99999999999999999999"], "the nearest that works is 9223372036854775807"),
-    (["--seed", "lucky"], "'lucky' is not a valid"),
+    (["--seed", "lucky"], "'lucky' is not a whole number"),
     (["--fps", "0"], "--fps 0.0 is not possible; the nearest that works is 1"),
     (["--size", "quik"], 'did you mean "quick"?'),
     (["--dtype", "float7"], "'float7' is not one of 'float32', 'bfloat16', 'float16'"),
@@ -93,7 +93,7 @@ REFUSED_ALONE: list[tuple[list[str], str]] = [
     (["generate", "--replay", "good.png"], "good.png is not valid JSON"),
     (["generate", "--prompt", "x", "-m", "gone/"], "there is no folder"),
     (["generate", "--prompt", "x", "-m", "demmo"], 'did you mean "demo"?'),
-    (["generate", "--prompt", "x", "-m", "good.yaml"], "is a single file, not a pipeline's folder"),
+    (["generate", "--prompt", "x", "-m", "good.yaml"], "is a single file, not a"),
     (["generate", "--prompt", "x", "-m", "empty"], "is not a whole pipeline"),
     (["generat"], "did you mean 'generate'?"),
     (["list", "--preset", "fastest"], "no preset 'fastest'"),
@@ -127,7 +127,9 @@ def refused(accel: Accel, folder: Path, arguments: list[str], says: str, code: i
     assert listing(folder) == before
 
 
-@pytest.mark.parametrize(("options", "says"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("options", "says"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_refused(options: list[str], says: str, accel: Accel, around: Path) -> None:
     refused(accel, around, [*GENERATE, *options], says)
 
@@ -162,9 +164,9 @@ def test_a_full_disk_leaves_nothing(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path if target == "write_text" else os, target, full)
     (tmp_path / "a.mp4").write_text("old")
     (tmp_path / "a.json").write_text("old")
+    monkeypatch.setattr(Path if target == "write_text" else os, target, full)
     refused(
         *(accel, tmp_path, [*DEMO, "--steps", "1", "--preset", "none", "--overwrite", "-o", output]),
         *("no space left on device", 1),
@@ -172,11 +174,15 @@ def test_a_full_disk_leaves_nothing(
     assert (tmp_path / "a.mp4").read_text() == (tmp_path / "a.json").read_text() == "old"
 
 
-def test_an_encoder_that_fails_leaves_nothing(
-    accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_that_fails_leaves_nothing(accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accel.reporting.video._CRF", "soft")
-    refused(accel, tmp_path, [*DEMO, "--steps", "1", "--preset", "none", "-o", "a.mp4"], "cannot write a.mp4: ffmpeg failed", 1)
+    refused(
+        accel,
+        tmp_path,
+        [*DEMO, "--steps", "1", "--preset", "none", "-o", "a.mp4"],
+        "cannot write a.mp4: ffmpeg failed",
+        1,
+    )
 
 
 def test_a_failing_run_is_one_line(accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +193,7 @@ def test_a_failing_run_is_one_line(accel: Accel, tmp_path: Path, monkeypatch: py
     refused(accel, tmp_path, [*DEMO, "-o", "a.mp4"], "WanPipeline failed: RuntimeError: the fan fell off", 1)
 
 
-def test_numbers_that_are_none_are_a_failed_run(
-    accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_that_are_none_are_a_failed_run(accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.video_processor import VideoProcessor
 
     original = VideoProcessor.postprocess_video
@@ -208,7 +212,7 @@ def test_an_interruption_leaves_nothing(
 
     before = listing(tmp_path)
     monkeypatch.setattr(where, interrupted)
-    result = accel(*DEMO, "-o", "new/a.gif" if where == "subprocess" else "a.mp4")
+    result = accel(*DEMO, "-o", "new/")
     assert (result.code, result.err) == (130, "accel: interrupted\n")
     assert listing(tmp_path) == before
 

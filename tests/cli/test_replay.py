@@ -69,9 +69,7 @@ def test_other_versions_are_a_note(make: Accel, tmp_path: Path) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_refusals(
-    changes: dict[str, Any], says: list[str], accel: Accel, tmp_path: Path, recorded: str
-) -> None:
+def test_refusals(changes: dict[str, Any], says: list[str], accel: Accel, tmp_path: Path, recorded: str) -> None:
     (tmp_path / "a.json").write_text(recorded)
     change(tmp_path / "a.json", **changes)
     result = accel("generate", "--replay", "a.json", "-o", "b.gif")

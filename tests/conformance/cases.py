@@ -1,4 +1,4 @@
-"""The grid of the conformance tests: a method joins with a line in METHODS, a family with a line in `tests.tiny_pipelines`."""
+"""The grid: a method joins with a line in METHODS, a family with a line in `tests.tiny_pipelines`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tiny_pipelines import TINY, TinyCase
 
 @dataclass(frozen=True)
 class MethodCase:
-    """A method in a setting that acts, one in which it must give the plain bits, and how a report shows that it acted."""
+    """A method: a setting that acts, one that must give the plain bits, and how a report shows that it acted."""
 
     name: str
     active: dict[str, Any]

@@ -49,9 +49,7 @@ def llama_tokenizer(max_length: int = 512) -> LlamaTokenizer:
     """Single characters, padded on the right, as HunyuanVideo's language model expects them."""
     tokens = ["<unk>", "<s>", "</s>", "<pad>", WORD_START, *CHARACTERS]
     vocab = {token: index for index, token in enumerate(tokens)}
-    return LlamaTokenizer(
-        vocab=vocab, merges=[], pad_token="<pad>", model_max_length=max_length, padding_side="right"
-    )
+    return LlamaTokenizer(vocab=vocab, merges=[], pad_token="<pad>", model_max_length=max_length, padding_side="right")
 
 
 def t5_encoder(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:

@@ -77,9 +77,7 @@ def wan() -> WanPipeline:
 @tiny
 def wan_unipc() -> WanPipeline:
     """Wan with a multistep scheduler, the one that its published checkpoints carry."""
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
-    )
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
     return WanPipeline(**_wan_parts(scheduler), transformer=WanTransformer3DModel(**WAN_SHAPE))
 
 

@@ -1,0 +1,108 @@
+"""The facts of each family against the real modules of diffusers."""
+
+from __future__ import annotations
+
+import importlib
+
+import diffusers
+import pytest
+import torch
+
+from accel.pipelines.facts import Family
+from accel.pipelines.families import families
+from accel.pipelines.sites import BlockSite, inspect_pipeline
+from tests.conformance.cases import FAMILIES
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_blocks_and_attention_sites_are_where_the_facts_say(name: str) -> None:
+    case = FAMILIES[name]
+    facts = inspect_pipeline(case.build())
+    assert {denoiser.name for denoiser in facts.denoisers} == set(case.forwards)
+    for denoiser in facts.denoisers:
+        stacks = [getattr(denoiser.module, stack) for stack in case.stacks]
+        assert [site.module for site in denoiser.blocks] == [block for stack in stacks for block in stack]
+        assert [site.index for site in denoiser.blocks] == list(range(len(denoiser.blocks)))
+        for site in denoiser.blocks:
+            assert denoiser.module.get_submodule(site.path) is site.module
+            found = {
+                path: type(module.processor).__name__
+                for path, module in site.module.named_modules()
+                if hasattr(module, "processor")
+            }
+            assert found == {attention.path: attention.processor for attention in site.stack.attention}
+            for attention in site.stack.attention:
+                assert attention.mask is None or attention.mask in site.parameters
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_attention_sites_call_what_the_facts_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatched sites go through diffusers' dispatcher, the others straight to scaled_dot_product_attention."""
+    case = FAMILIES[name]
+    pipe = case.build()
+    facts = inspect_pipeline(pipe)
+    expected = {a.dispatched for site in facts.denoisers[0].blocks for a in site.stack.attention}
+    transformer_module = importlib.import_module(type(pipe.transformer).__module__.replace("_vace", ""))
+    original = getattr(transformer_module, "dispatch_attention_fn", None)
+    dispatched = 0
+
+    def counting(*args: object, **kwargs: object) -> object:
+        nonlocal dispatched
+        dispatched += 1
+        assert original is not None
+        return original(*args, **kwargs)
+
+    if original is not None:
+        monkeypatch.setattr(transformer_module, "dispatch_attention_fn", counting)
+    case.run(pipe, num_inference_steps=2)
+    assert expected == {dispatched > 0}
+
+
+@pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
+def test_names_exist_in_diffusers(family: Family) -> None:
+    for name in (*family.pipelines, *family.transformers):
+        assert hasattr(diffusers, name)
+    for guidance in family.pipelines.values():
+        assert set(guidance.order) == {"cond", "uncond"}
+
+
+@pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
+def test_modules_not_to_convert_exist(family: Family) -> None:
+    """Each name matches a module of one of the family's tiny transformers; a typing error would protect nothing."""
+    cases = [case for case in FAMILIES.values() if inspect_pipeline(case.build()).family is family]
+    names = {
+        name.split(".")[0]
+        for case in cases
+        for denoiser in inspect_pipeline(case.build()).denoisers
+        for name, _ in denoiser.module.named_modules()
+    }
+    optional = {"ofs_embedding"}  # only in CogVideoX 1.5's image to video
+    assert set(family.modules_to_not_convert) - optional <= names
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_streams_are_read_and_packed_as_the_block_does(name: str) -> None:
+    case = FAMILIES[name]
+    pipe = case.build()
+    facts = inspect_pipeline(pipe)
+    seen = 0
+    handles = []
+    for site in facts.denoisers[0].blocks:
+
+        def check(module: torch.nn.Module, args: tuple, kwargs: dict, output: object, site: BlockSite = site) -> None:
+            nonlocal seen
+            seen += 1
+            inputs, outputs = site.streams(args, kwargs), site.unpack(output)
+            assert [tuple(a.shape) for a in inputs] == [tuple(b.shape) for b in outputs]
+            assert type(site.pack(outputs)) is type(output)
+            # The stream that the facts call `hidden_states` is the picture, the other is the text.
+            lengths = dict(zip(site.stack.streams, (s.shape[1] for s in outputs), strict=True))
+            assert lengths["hidden_states"] == case.tokens
+            if "encoder_hidden_states" in lengths:
+                assert lengths["encoder_hidden_states"] == case.text_tokens
+
+        handles.append(site.module.register_forward_hook(check, with_kwargs=True))
+    case.run(pipe, num_inference_steps=1)
+    assert seen
+    for handle in handles:
+        handle.remove()
