@@ -20,7 +20,7 @@ from accel.runtime.board import Board
 from accel.runtime.clock import Clock
 from accel.runtime.hooks import HookSet, hook_of
 from accel.runtime.recorder import Recorder
-from accel.runtime.runs import watch_branches, watch_runs
+from accel.runtime.runs import watch_branches, watch_runs, watcher_of
 
 
 class Session:
@@ -37,7 +37,7 @@ class Session:
         self._undo: list[Callable[[], None]] = []
         context = Context(facts, self._clock, self._board, self._recorder, self._hooks)
         self._methods: list[Method] = [registered()[c.method].method(c, context) for c in config.methods]
-        self.enabled = False
+        self._final: Summary | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -45,50 +45,63 @@ class Session:
     def __exit__(self, *exception: object) -> None:
         self.disable()
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the pipeline is accelerated now."""
+        return bool(self._undo)
+
     def install(self) -> None:
         """Puts everything in place, or nothing when something fails on the way."""
+        if self.enabled or self._final is not None:
+            raise AccelError("a session is installed once: call accel.enable again for another")
         _check_slots(self._methods)
         try:
             for method in self._methods:
                 self._undo.extend(method.install())
             for denoiser in self._facts.denoisers:
-                self._hooks.add(denoiser.module, partial(self._denoise, denoiser))
+                self._undo.append(self._hooks.add(denoiser.module, partial(self._denoise, denoiser)))
                 self._undo.append(watch_branches(denoiser.module, self._clock))
-            self._undo.append(watch_runs(self._pipe, self._start_run, self._end_run))
+            self._undo.append(watch_runs(self._pipe, self._start_run, self._end_run, owner=self))
         except BaseException:
-            self.disable()
+            self._take_off()
             raise
-        self.enabled = True
 
     def disable(self) -> None:
         """Gives the pipeline back as it was; the summary stays. Doing it again changes nothing."""
-        self._end_run()
+        if not self.enabled:
+            return
+        self._close_run(broken=True)
+        self._take_off()
+        self._final = self.summary()
+        # Whoever keeps the session for its summary does not keep the model with it.
+        del self._pipe, self._facts
+        self._methods = []
+
+    def summary(self) -> Summary:
+        """What really ran, run by run; also after `disable`."""
+        if self._final is not None:
+            return self._final
+        return summarize(self._pipe, self._facts, self.config, self._methods, self._recorder)
+
+    def _take_off(self) -> None:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
         self._hooks.remove()
-        self.enabled = False
-
-    def summary(self) -> Summary:
-        """What really ran, run by run; also after `disable`."""
-        return summarize(self._pipe, self._facts, self.config, self._methods, self._recorder)
 
     def _start_run(self, num_steps: int) -> None:
         self._recorder.start_run(num_steps)
-        self._clock.start_run(num_steps)
+        self._clock.start_run(num_steps, order=getattr(self._pipe.scheduler, "order", 1))
         for method in self._methods:
             method.start_run(num_steps)
         for text in self._displaced():
             self._recorder.note(text)
             warnings.warn(text, AccelWarning, stacklevel=2)
 
-    def _end_run(self) -> None:
+    def _end_run(self, broken: bool) -> None:
         record = self._recorder.current
-        self._clock.end_run()
-        for method in self._methods:
-            method.end_run()
-        self._recorder.end_run()
-        if record is None or record.steps_seen < record.num_steps:
+        self._close_run(broken)
+        if record is None or record.state != "finished":
             return
         for method in self._methods:
             reason = method.idle_reason(record)
@@ -96,6 +109,12 @@ class Session:
                 text = f"{method.config.method} was on and did nothing: {reason}"
                 record.notes.append(text)
                 warnings.warn(text, AccelWarning, stacklevel=2)
+
+    def _close_run(self, broken: bool) -> None:
+        self._clock.end_run()
+        for method in self._methods:
+            method.end_run()
+        self._recorder.end_run(broken=broken)
 
     def _denoise(
         self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -120,7 +139,10 @@ class Session:
         texts = []
         for denoiser in self._facts.denoisers:
             if getattr(self._pipe, denoiser.name, None) is not denoiser.module:
-                texts.append(f"pipe.{denoiser.name} was replaced after enable and runs plainly: enable again")
+                texts.append(
+                    f"pipe.{denoiser.name} was replaced after enable and runs plainly: "
+                    "call accel.disable(pipe) and enable again"
+                )
             if getattr(denoiser.module, "is_cache_enabled", False):
                 texts.append(f"a cache of diffusers is on in pipe.{denoiser.name} beside Accel: use one of the two")
         whole = {id(denoiser.module): denoiser.name for denoiser in self._facts.denoisers}
@@ -162,7 +184,7 @@ def enable(
         AccelError: One line that names what is wrong and the nearest thing that works; nothing is changed then.
     """
     facts = inspect_pipeline(pipe)
-    _check_free(facts)
+    _check_free(pipe, facts)
     given = {"attention": attention, "cache": cache, "quantize": quantize}
     config = resolve(preset_or_config, given, overrides, beside=_folder(pipe))
     session = Session(pipe, facts, config)
@@ -242,14 +264,15 @@ def _folder(pipe: Any) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None
 
 
-def _check_free(facts: PipelineFacts) -> None:
+def _check_free(pipe: Any, facts: PipelineFacts) -> None:
+    if watcher_of(pipe) is not None:
+        raise AccelError(f"this {type(pipe).__name__} is accelerated already: call accel.disable(pipe) first")
     for denoiser in facts.denoisers:
         module = denoiser.module
-        hook = hook_of(module)
-        if hook is not None:
+        if hook_of(module) is not None:
             raise AccelError(
-                f"pipe.{denoiser.name} is accelerated already, by this pipeline or by one that shares it: "
-                "call accel.disable(pipe) there first"
+                f"pipe.{denoiser.name} is accelerated already, through another pipeline that shares it: "
+                "call accel.disable on that one first"
             )
         if vars(module).get("_compiled_call_impl") is not None:
             raise AccelError(
@@ -272,12 +295,13 @@ def _check_slots(methods: list[Method]) -> None:
 
 
 def _session(pipe: Any) -> Session | None:
+    owners = [watcher_of(pipe)]
+    # Somebody may have put a progress bar of their own over the one that tells the owner.
     for name in ("transformer", "transformer_2"):
         module = getattr(pipe, name, None)
         hook = hook_of(module) if isinstance(module, torch.nn.Module) else None
-        if hook is not None and isinstance(hook.owner, Session) and hook.owner._pipe is pipe:
-            return hook.owner
-    return None
+        owners.append(hook.owner if hook is not None else None)
+    return next((found for found in owners if isinstance(found, Session) and found._pipe is pipe), None)
 
 
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:

@@ -27,9 +27,7 @@ def safetensors_files(folder: Path) -> list[Path]:
 def read_index(folder: Path) -> dict[str, Any]:
     """The folder's `model_index.json`; AccelError if the folder is missing, or is not a whole pipeline."""
     if not folder.is_dir():
-        raise AccelError(
-            f"there is no folder {folder}; give an existing one, a hub id such as org/name, or demo"
-        )
+        raise AccelError(f"there is no folder {folder}; give an existing one, a hub id such as org/name, or demo")
     path = folder / INDEX
     if not path.is_file():
         inner = sorted(folder.glob(f"*/{INDEX}"))
@@ -48,14 +46,11 @@ def pipeline_class(index: dict[str, Any], where: object) -> type[DiffusionPipeli
     """The diffusers class that an index names; AccelError for none, an unknown one, or code of its own."""
     name = index.get("_class_name")
     if isinstance(name, list):
-        raise AccelError(
-            f"{where} brings pipeline code of its own, which is not run; load it with diffusers yourself"
-        )
+        raise AccelError(f"{where} brings pipeline code of its own, which is not run; load it with diffusers yourself")
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(found, type) or not issubclass(found, DiffusionPipeline):
         raise AccelError(
-            f"{where} names the pipeline class {name!r}, which diffusers {diffusers.__version__} lacks;"
-            " a newer one may"
+            f"{where} names the pipeline class {name!r}, which diffusers {diffusers.__version__} lacks; a newer one may"
         )
     return found
 
@@ -70,13 +65,9 @@ def check_components(folder: Path, index: dict[str, Any], given: Collection[str]
             continue
         part = folder / name
         if not part.is_dir() and not (folder / "config.json").is_file():
-            raise AccelError(
-                f"{folder} has no {name}, which its {INDEX} names; save or download the pipeline again"
-            )
+            raise AccelError(f"{folder} has no {name}, which its {INDEX} names; save or download the pipeline again")
         if (part / f"{entry[0]}.py").is_file():
-            raise AccelError(
-                f"{part} brings code of its own, which is not run; pass {name}= as an object instead"
-            )
+            raise AccelError(f"{part} brings code of its own, which is not run; pass {name}= as an object instead")
         files = sorted(part.iterdir()) if part.is_dir() else []
         pickles = [file for file in files if file.suffix in PICKLES]
         if pickles and not any(file.suffix == ".safetensors" for file in files):

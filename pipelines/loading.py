@@ -147,12 +147,8 @@ def _hub_id(model: str | Path) -> str | None:
     path = Path(model).expanduser()
     if path.is_file() or path.suffix in (".safetensors", ".gguf", *PICKLES):
         if not path.is_file():
-            raise AccelError(
-                f"there is no file {path}; give a folder with {INDEX}, a hub id such as org/name, or demo"
-            )
-        raise AccelError(
-            f"{path} is a single file, not a folder; load it with from_single_file of its diffusers class"
-        )
+            raise AccelError(f"there is no file {path}; give a folder with {INDEX}, a hub id such as org/name, or demo")
+        raise AccelError(f"{path} is a single file, not a folder; load it with from_single_file of its diffusers class")
     if isinstance(model, Path) or (model and path.is_dir()):
         return None
     if HUB_ID.fullmatch(model) and not model.endswith((".git", "/")):
@@ -191,9 +187,7 @@ def _hub_refusal(hub_id: str, error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"{hub_id} has no such revision; leave revision out for the newest"
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"there is no folder {hub_id}, and the hub has no such model (for a private one: `hf auth login`)"
-        )
+        return f"there is no folder {hub_id}, and the hub has no such model (for a private one: `hf auth login`)"
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"{hub_id} has no {INDEX}, so it is not a diffusers pipeline; look for its -Diffusers version"
     if "`safetensors` weights" in str(error):
@@ -261,9 +255,7 @@ def _device(wanted: str | torch.device | None) -> torch.device | None:
     try:
         device = torch.device(wanted)
     except (RuntimeError, TypeError) as error:
-        raise AccelError(
-            f"there is no kind of device called {wanted!r}; the nearest that works is cpu"
-        ) from error
+        raise AccelError(f"there is no kind of device called {wanted!r}; the nearest that works is cpu") from error
     if device.type == "cpu":
         return device
     module = getattr(torch, device.type, None)
@@ -271,9 +263,7 @@ def _device(wanted: str | torch.device | None) -> torch.device | None:
     if count == 0:
         raise AccelError(f"this machine has no {device.type} device that torch can use; use device='cpu'")
     if device.index is not None and device.index >= count:
-        raise AccelError(
-            f"{device} does not exist: the last {device.type} device here is {device.type}:{count - 1}"
-        )
+        raise AccelError(f"{device} does not exist: the last {device.type} device here is {device.type}:{count - 1}")
     return device
 
 

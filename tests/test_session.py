@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
+import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,4 +188,120 @@ def test_calls_by_hand_run_plainly_and_are_counted(pipe: Any) -> None:
         with accel.enable(pipe, cache="delta") as session:
             assert torch.equal(pipe.transformer(**arguments).sample, plain)
     assert session.summary().to_dict()["calls_outside_runs"] == 1
-    assert "outside of a run" in str(session.summary())
+    assert "outside of runs of this pipeline, the denoiser was called once" in str(session.summary())
+
+
+def failing_at(step_to_fail: int) -> Any:
+    def callback(_pipe: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == step_to_fail:
+            raise RuntimeError("stopped by the test")
+        return kwargs
+
+    return callback
+
+
+def test_a_run_that_fails_in_its_last_step_is_called_broken_off(pipe: Any) -> None:
+    with accel.enable(pipe, cache="delta") as session:
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            TINY["wan"].run(pipe, callback_on_step_end=failing_at(7))
+        assert session.summary().to_dict()["runs"][0]["state"] == "broken off"
+        try:
+            raise ValueError("an exception of the caller, under way while the pipeline runs")
+        except ValueError:
+            TINY["wan"].run(pipe)
+        assert session.summary().to_dict()["runs"][1]["state"] == "finished"
+
+
+def test_summary_in_the_middle_of_a_run(pipe: Any) -> None:
+    texts = []
+
+    def look(_pipe: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        texts.append(str(session.summary()))
+        return kwargs
+
+    with accel.enable(pipe, cache="delta") as session:
+        TINY["wan"].run(pipe, callback_on_step_end=look)
+    assert "run 1: 3 steps of 8 so far" in texts[2]
+
+
+def test_disable_and_enable_in_the_middle_of_a_run(pipe: Any) -> None:
+    before = snapshot(pipe)
+    sessions = []
+
+    def switch(running: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 3:
+            accel.disable(running)
+        if step == 5:
+            sessions.append(accel.enable(running, cache="delta"))
+        return kwargs
+
+    sessions.append(accel.enable(pipe, cache="delta"))
+    TINY["wan"].run(pipe, callback_on_step_end=switch)
+    first, second = (session.summary().to_dict() for session in sessions)
+    assert first["runs"][0]["state"] == "broken off"
+    assert second["runs"] == []
+    accel.disable(pipe)
+    assert snapshot(pipe) == before
+
+
+@pytest.mark.parametrize("loss", ["compiled", "replaced", "own bar"])
+def test_disable_finds_its_session_whatever_was_changed_since(loss: str) -> None:
+    pipe: Any = TINY["wan"].build()
+    blocks = list(pipe.transformer.blocks)
+    session = accel.enable(pipe, cache="delta")
+    if loss == "compiled":
+        pipe.transformer.compile(backend="eager")
+    elif loss == "replaced":
+        pipe.transformer = TINY["wan"].build(seed=1).transformer
+    else:
+        theirs = pipe.progress_bar
+        pipe.progress_bar = lambda *args, **kwargs: theirs(*args, **kwargs)
+    if loss != "own bar":
+        with pytest.raises(accel.AccelError, match="accelerated already"):
+            accel.enable(pipe, cache="delta")
+    accel.disable(pipe)
+    assert not session.enabled
+    assert not any("_compiled_call_impl" in vars(block) for block in blocks)
+    with accel.enable(pipe, cache="none") if loss != "compiled" else session:
+        TINY["wan"].run(pipe, num_inference_steps=2)
+    assert session.summary().to_dict()["runs"] == []
+
+
+def test_the_session_kept_for_its_summary_does_not_keep_the_model() -> None:
+    pipe = TINY["wan"].build()
+    with accel.enable(pipe, cache="delta") as session:
+        TINY["wan"].run(pipe)
+    transformer = weakref.ref(pipe.transformer)
+    del pipe
+    gc.collect()
+    assert transformer() is None
+    assert session.summary().to_dict()["runs"][0]["methods"]["delta"]["reused"] > 0
+
+
+def test_another_thread_that_uses_the_transformer_meanwhile_runs_plainly(pipe: Any) -> None:
+    other = type(pipe)(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
+    other.set_progress_bar_config(disable=True)
+    plain = TINY["wan"].run(pipe)
+    results = []
+
+    def preview(_pipe: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 4:
+            thread = threading.Thread(target=lambda: results.append(TINY["wan"].run(other)))
+            thread.start()
+            thread.join()
+        return kwargs
+
+    with accel.enable(pipe, cache="delta"):
+        alone = TINY["wan"].run(pipe)
+        assert torch.equal(TINY["wan"].run(pipe, callback_on_step_end=preview), alone)
+    assert torch.equal(results[0], plain)
+
+
+def test_many_runs_are_remembered_in_little_room_and_few_lines(pipe: Any) -> None:
+    with accel.enable(pipe, cache="delta", dense_steps=0.0) as session:
+        for _ in range(12):
+            TINY["wan"].run(pipe, num_inference_steps=4, guidance_scale=1.0)
+    assert len(session.summary().to_dict()["runs"]) == 12
+    text = str(session.summary())
+    assert "the last 4 of 12 runs" in text
+    assert len(text.splitlines()) < 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ _WARM_UP_STEPS = 2
 _PLAIN = AccelConfig()
 
 
-def run_both(pipe: Any, request: Request, config: AccelConfig) -> tuple[Done, Done]:
-    """The accelerated run and the plain one, each once, after a short run of each that is not timed."""
+def run_both(pipe: Any, request: Request, config: AccelConfig, label: Callable[[str], None]) -> tuple[Done, Done]:
+    """The accelerated run and the plain one, each once, after a short run of each that is not timed.
+
+    `label` is told what the next progress bar belongs to.
+    """
     # A pipeline that starts from an image skips the first part of its steps.
     steps = math.ceil(_WARM_UP_STEPS / request.call.get("strength", 0.5)) if request.image else _WARM_UP_STEPS
+    label("warm-up")
     for methods in (_PLAIN, config):
         warm_up(pipe, request, methods, steps)
+    label("plain")
     plain = run_once(pipe, request, _PLAIN)
+    label("accelerated")
     return run_once(pipe, request, config), plain
 
 

@@ -66,9 +66,11 @@ def env(form: FormatOption = Format.HUMAN) -> None:
     table = [("package", "version", "needed")]
     for name, entry in data["packages"].items():
         fits = "" if entry["fits"] in (True, None) else "  <- does not fit"
-        table.append((name, entry["version"] or "-", f"{entry['needed'] or ''}{fits}"))
+        table.append((name, entry["version"] or "missing", f"{entry['needed'] or ''}{fits}"))
     for line in columns(table, indent=""):
         say(line, form)
+    if not data["installed"]:
+        say(f"\n{DISTRIBUTION} is used from its source, not installed, so what it needs was not compared", form)
 
 
 def environment() -> dict[str, Any]:
@@ -78,6 +80,7 @@ def environment() -> dict[str, Any]:
     found, reason = devices()
     return {
         "accel": accel.__version__,
+        "installed": _version(DISTRIBUTION) is not None,
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),

@@ -85,7 +85,7 @@ def _notes() -> Iterator[None]:
     """Prints every `AccelWarning` once, as a note; other warnings are for developers."""
     seen: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         text = str(message)
         if text in seen:
             return

@@ -9,7 +9,7 @@ from accel.cli.exits import note, one_line
 
 
 def quiet_libraries(*, bars: bool) -> None:
-    """Turns the log lines of diffusers into notes, and those of transformers off; `bars` keeps progress bars.
+    """Turns the log lines of diffusers into notes, and those of its companions off; `bars` keeps progress bars.
 
     Must come before transformers is imported, since it speaks while it is.
     """
@@ -17,6 +17,8 @@ def quiet_libraries(*, bars: bool) -> None:
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
+    # It repeats a request that fails, with a line for each time; what came of them is in the exception.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     diffusers_logging.disable_default_handler()
     logger = logging.getLogger("diffusers")
     if not any(isinstance(handler, _Notes) for handler in logger.handlers):

@@ -42,12 +42,19 @@ def carry_out(request: Request, options: MethodOptions, target: Destination, for
     config, origin = _methods(request, options)
     if request.compare_dense and not config.methods:
         raise AccelError("--compare-dense has nothing to compare: no method is on")
+    if request.model != "demo":
+        say(f"loading {request.model}", form)
     ready = _load(request, config)
     pipe, request = ready.pipe, ready.request
     arguments = call.call_arguments(pipe, request)
     video = call.makes_video(pipe) and arguments.get("num_frames") != 1
     files = OutputFiles(target.path(video=video, model=request.model))
-    pipe.set_progress_bar_config(disable=form is Format.JSON or not sys.stderr.isatty())
+
+    def label(bar: str) -> None:
+        hidden = form is Format.JSON or not sys.stderr.isatty()
+        pipe.set_progress_bar_config(disable=hidden, desc=bar)
+
+    label("denoising")
     say(_what(ready, arguments), form)
     say(f"{origin}: {methods.describe(config)}", form)
 
@@ -55,18 +62,19 @@ def carry_out(request: Request, options: MethodOptions, target: Destination, for
     comparison = None
     with recorded.threads(request.recorded):
         if request.compare_dense:
-            done, plain = compare.run_both(pipe, request, config)
+            done, plain = compare.run_both(pipe, request, config, label)
             comparison = compare.compare(done, plain, request)
             sheet = {files.sheet: compare.sheet(done, plain)}
         else:
             done = run_once(pipe, request, config)
         data = recorded.describe(ready, done, files.media, comparison)
 
+    _say_what_ran(done, comparison, form)
     text = side_file.to_json(data)
     media, remark = encode(done.frames, files.media.suffix.lower(), data["output"]["fps"] or 1)
     side: dict[Path, Writer] = {files.side: lambda path: _write_text(path, text)}
     write_together({files.media: media, **sheet, **side}, overwrite=target.overwrite)
-    _report(files, done, data, remark, form)
+    _say_what_was_written(files, data, remark, form)
     if form is Format.JSON:
         paths = {"output": files.media, "side_file": files.side, "sheet": files.sheet if sheet else None}
         emit({**data, "paths": {name: path and os.path.abspath(path) for name, path in paths.items()}})
@@ -113,13 +121,16 @@ def _what(ready: Ready, arguments: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _report(files: OutputFiles, done: Done, data: dict[str, Any], remark: str, form: Format) -> None:
+def _say_what_ran(done: Done, comparison: dict[str, Any] | None, form: Format) -> None:
     if done.summary is not None:
         say(str(done.summary), form)
-    output, seconds, comparison, replay = (data[name] for name in ("output", "seconds", "comparison", "replay"))
-    if comparison is not None:
-        for line in compare.lines(comparison):
-            say(line, form)
+    for line in compare.lines(comparison) if comparison is not None else []:
+        say(line, form)
+
+
+def _say_what_was_written(files: OutputFiles, data: dict[str, Any], remark: str, form: Format) -> None:
+    output, seconds, replay = (data[name] for name in ("output", "seconds", "replay"))
+    if data["comparison"] is not None:
         say(f"{files.sheet}: both, frame by frame", form)
     what = f"{output['width']}x{output['height']}"
     if output["fps"] is not None:

@@ -36,7 +36,7 @@ def timed_run(pipe: Any, arguments: Mapping[str, Any], on_loop: Callable[[], Non
             on_loop()
         began.append(_now(device))
 
-    def end() -> None:
+    def end(_broken: bool) -> None:
         loops.append(_now(device) - began[-1])
 
     stop = watch_runs(pipe, start, end) if hasattr(pipe, "progress_bar") else lambda: None

@@ -31,11 +31,15 @@ _IN_PLACE = "the tokens are changed in place, by a block or between blocks"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a rule wants of one call: the run of blocks, and whether to reuse its change or to capture it."""
+    """What a rule wants of one call: the run of blocks, and whether to reuse its change or to capture it.
+
+    A change that was captured before step `since` is too old to be reused, or belongs to another run of blocks.
+    """
 
     blocks: range = range(0)
     reuse: bool = False
     capture: bool = False
+    since: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class _Open:
 class _Branch:
     plan: Plan = field(default_factory=Plan)
     segments: dict[int, _Segment] = field(default_factory=dict)
+    captured: int = -1
     active: _Segment | None = None
     open: _Open | None = None
 
@@ -133,13 +138,13 @@ class BlockDeltas:
     def _begin(self, branch: _Branch, moment: Moment, denoiser: Denoiser) -> None:
         plan = self._rule(moment, denoiser)
         refused = self._context.board.compute_demanded()
-        if plan.reuse and not branch.segments:
-            refused = refused or f"nothing captured yet by {moment.denoiser} for {moment.branch}"
+        if plan.reuse and (branch.captured < plan.since or not branch.segments):
+            refused = refused or f"{moment.denoiser} has nothing fresh to reuse for {moment.branch}"
         if plan.reuse and refused:
             self._context.recorder.fallback(self._name, refused)
             plan = Plan(plan.blocks, capture=True)
         if plan.capture:
-            branch.segments = {}
+            branch.segments, branch.captured = {}, moment.step
         branch.plan, branch.active, branch.open = plan, None, None
 
     def _reuse(self, branch: _Branch, site: BlockSite, streams: Streams) -> Streams | None:

@@ -61,16 +61,20 @@ class DeltaSchedule:
 
     def reuses(self, step: int) -> bool:
         """Whether the step adds the change that an earlier step captured."""
-        if not self._front or not self._dense_until <= step < self._dense_from:
-            return False
-        phase = 0 if step < self._switch else self._switch
-        return (step - max(phase, self._dense_until)) % self._interval != 0
+        return self._age(step) != 0
 
     def plan(self, step: int) -> Plan:
         """What the step does; a step captures only when the next one reuses."""
         blocks = self._rear if step < self._switch else self._front
-        reuse = self.reuses(step)
-        return Plan(blocks, reuse=reuse, capture=not reuse and self.reuses(step + 1))
+        age = self._age(step)
+        return Plan(blocks, reuse=age > 0, capture=age == 0 and self.reuses(step + 1), since=step - age)
+
+    def _age(self, step: int) -> int:
+        # Steps since the change that the step reuses was captured; 0 for a step that is computed.
+        if not self._front or not self._dense_until <= step < self._dense_from:
+            return 0
+        phase = 0 if step < self._switch else self._switch
+        return (step - max(phase, self._dense_until)) % self._interval
 
     @property
     def reused_steps(self) -> int:
@@ -106,10 +110,7 @@ class DeltaCache(Method):
     def report(self, record: RunRecord) -> dict[str, Any]:
         name = self.config.method
         reused, total = record.count(name, "reused"), record.count(name)
-        by_step = [0] * record.steps_seen
-        for (method, what, _, _, step, _), count in record.events.items():
-            if method == name and what == "reused":
-                by_step[step] += count
+        by_step = record.count_by_step(name, "reused")
         stats = record.figures(name, "delta")
         return {
             "block_calls": total,
@@ -118,17 +119,18 @@ class DeltaCache(Method):
             "reused_by_step": by_step,
             "held_bytes": record.held_bytes[name],
             # Mean over the captures of |Delta| / |h|, both as root mean squares over a stream.
-            "relative_change": None if stats is None else float((stats[:, 0] / stats[:, 1]).sqrt().mean()),
+            "relative_change": None if stats is None else _finite((stats[:, 0] / stats[:, 1]).sqrt().mean().item()),
             "non_finite": 0 if stats is None else int(stats[:, 4].sum()),
         }
 
     def describe(self, record: RunRecord) -> str:
         report = self.report(record)
         steps = sum(count > 0 for count in report["reused_by_step"])
+        broken = f"; {report['non_finite']} values of the changes were not finite" if report["non_finite"] else ""
         return (
             f"reused {report['reused']} of {report['block_calls']} block calls "
             f"({report['reused_fraction']:.1%}) in {steps} of {record.steps_seen} steps, "
-            f"holding {report['held_bytes'] / 1e6:.1f} MB at most"
+            f"holding {report['held_bytes'] / 1e6:.1f} MB at most{broken}"
         )
 
     def idle_reason(self, record: RunRecord) -> str | None:
@@ -144,3 +146,7 @@ class DeltaCache(Method):
 
     def _plan(self, moment: Moment, denoiser: Denoiser) -> Plan:
         return self._schedules[denoiser.name].plan(moment.step)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

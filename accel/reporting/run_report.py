@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
 from accel.config import AccelConfig
 from accel.methods.base import Method
 from accel.pipelines.sites import PipelineFacts
 from accel.runtime.recorder import Recorder, RunRecord
+
+_SHOWN_RUNS = 4
 
 
 class Summary:
@@ -40,22 +40,28 @@ def summarize(
 ) -> Summary:
     """Reads the recorder and says it in words."""
     denoiser = facts.denoisers[0].module
-    parameter = next(denoiser.parameters(), torch.empty(0))
     data: dict[str, Any] = {
         "pipeline": type(pipe).__name__,
         "family": facts.family.name,
-        "dtype": str(parameter.dtype).removeprefix("torch."),
-        "device": str(getattr(pipe, "_execution_device", parameter.device)),
+        "dtype": str(getattr(denoiser, "dtype", None)).removeprefix("torch."),
+        "device": str(getattr(pipe, "_execution_device", "unknown")),
         "config": config.to_dict(),
         "runs": [_run(record, methods) for record in recorder.runs],
         "calls_outside_runs": recorder.outside_calls,
     }
     lines = [f"{data['pipeline']} ({facts.family.title}), {data['device']}, {data['dtype']}"]
     lines += [_settings(method) for method in methods] or ["no method is on: every run is plain"]
-    if not recorder.runs:
-        lines.append("no run yet" + _outside(recorder.outside_calls))
-    for record in recorder.runs:
+    shown = recorder.runs[-_SHOWN_RUNS:]
+    if len(shown) < len(recorder.runs):
+        lines.append(f"the last {len(shown)} of {len(recorder.runs)} runs (to_dict() has them all)")
+    for record in shown:
         lines += _lines(record, methods)
+    if not shown:
+        lines.append("no run yet")
+    if recorder.outside_calls:
+        lines.append(
+            f"outside of runs of this pipeline, the denoiser was called {_times(recorder.outside_calls)}, plainly"
+        )
     return Summary(data, lines)
 
 
@@ -67,7 +73,7 @@ def _run(record: RunRecord, methods: list[Method]) -> dict[str, Any]:
         "branches": record.branches,
         "seconds": record.seconds,
         "denoiser_seconds": record.denoiser_seconds,
-        "finished": record.finished and record.steps_seen >= record.num_steps,
+        "state": record.state,
         "methods": {method.config.method: method.report(record) for method in methods},
         "fallbacks": [
             {"method": method, "reason": reason, "times": times} for (method, reason), times in record.fallbacks.items()
@@ -86,17 +92,19 @@ def _lines(record: RunRecord, methods: list[Method]) -> list[str]:
     if record.grid is not None:
         time, height, width = record.grid
         tokens = f", {time * height * width:,} tokens ({time}×{height}×{width})"
-    broken = "" if record.steps_seen >= record.num_steps else f" of {record.num_steps} (the run was cut short)"
+    ends = {
+        "running": f" of {record.num_steps} so far",
+        "broken off": f" of {record.num_steps} (the run was cut short)",
+        "finished": "" if record.steps_seen == record.num_steps else f" ({record.num_steps} were planned)",
+    }
     branches = " and ".join(record.branches) or "no call"
-    lines = [f"run {record.index + 1}: {record.steps_seen} steps{broken}, {branches}{tokens}"]
+    lines = [f"run {record.index + 1}: {record.steps_seen} steps{ends[record.state]}, {branches}{tokens}"]
     lines += [f"  {method.config.method}: {method.describe(record)}" for method in methods]
-    lines += [f"  {method} fell back {times} times: {reason}" for (method, reason), times in record.fallbacks.items()]
+    lines += [f"  {method} fell back {_times(times)}: {reason}" for (method, reason), times in record.fallbacks.items()]
     lines += [f"  note: {note}" for note in record.notes]
     lines.append(f"  {record.denoiser_seconds:.2f} s in the denoiser, {record.seconds:.2f} s in the loop")
     return lines
 
 
-def _outside(calls: int) -> str:
-    if not calls:
-        return ""
-    return f"; the denoiser was called {calls} times outside of a run of this pipeline, plainly"
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -6,6 +6,7 @@ encoders: one thread, no dates, no random identifiers.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def _mp4(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
         done = subprocess.run(command, input=even.tobytes(), capture_output=True)
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
-            raise OSError(f"ffmpeg failed: {lines[-1]}")
+            # The line begins with the part of ffmpeg that speaks and its address in memory.
+            reason = re.sub(r"^\[[^]]*\] ", "", lines[-1])
+            raise OSError(f"ffmpeg failed: {reason}")
 
     return write, remark
 

@@ -1,18 +1,20 @@
 """The step clock: which run, chunk, step and guidance branch a call of the denoiser belongs to.
 
 A run is the denoising loop of one pipeline call. It begins when the pipeline makes its progress bar and ends when the
-bar is closed, also by an exception (`accel.runtime.runs` watches for both). Calls outside of a run have no moment: a
-denoiser that another pipeline uses too, or that is called by hand, runs plainly then.
+bar is closed, also by an exception (`accel.runtime.runs` watches for both). Calls outside of a run, or from another
+thread, have no moment: a denoiser that another pipeline uses too, or that is called by hand, runs plainly then.
+(Another pipeline that is called from a callback inside the run cannot be told from it.)
 
 Within a run a new step begins when a branch that was seen already comes again; a second-order scheduler evaluates the
 model twice for most of its steps, and each evaluation counts as a step here. Where a pipeline calls twice per step but
-does not tell the branch, the second call is known by its equal timestep and its very same hidden states; a
-second-order scheduler repeats the timestep too, but on new hidden states.
+does not tell the branch, the second call is known by its equal timestep; as a second-order scheduler repeats the
+timestep too, the hidden states must be the very same object then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +45,8 @@ class Clock:
         self._guidance = guidance
         self._chunked = chunked
         self._running = False
+        self._thread = 0
+        self._order = 1
         self._branch: str | None = None
         self._timestep: Any = None
         self._sample: Any = None
@@ -53,11 +57,13 @@ class Clock:
         """Whether a run has begun and not ended."""
         return self._running
 
-    def start_run(self, num_steps: int) -> None:
-        """Begins a run of `num_steps` model evaluations per branch."""
+    def start_run(self, num_steps: int, order: int = 1) -> None:
+        """Begins a run of `num_steps` model evaluations per branch, with a scheduler of that order."""
         self._reset()
+        self._order = order
         self._num_steps = num_steps
         self._running = True
+        self._thread = threading.get_ident()
         self.runs += 1
 
     def end_run(self) -> None:
@@ -77,7 +83,7 @@ class Clock:
     @contextlib.contextmanager
     def call(self, denoiser: str, timestep: Any, sample: Any = None) -> Iterator[Moment | None]:
         """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment."""
-        if not self._running:
+        if not self._running or threading.get_ident() != self._thread:
             yield None
             return
         before, self.now = self.now, self._advance(denoiser, timestep, sample)
@@ -112,7 +118,8 @@ class Clock:
         if self._guidance.form == "batched":
             return "cond_uncond"  # the name that diffusers gives to such a call
         position = len(self._seen)
-        if 0 < position < len(order) and sample is self._sample and self._same_timestep(timestep):
+        same = self._order == 1 or sample is self._sample
+        if 0 < position < len(order) and same and self._same_timestep(timestep):
             return order[position]
         return order[0]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,28 +26,47 @@ class RunRecord:
     branches: list[str] = field(default_factory=list)
     steps_seen: int = 0
     seconds: float = 0.0
-    # (method, what, denoiser, branch, step, block) -> calls
-    events: Counter = field(default_factory=Counter)
-    fallbacks: Counter = field(default_factory=Counter)
-    held_bytes: Counter = field(default_factory=Counter)
+    # (method, what, denoiser, branch, step) -> the blocks, as bits: a run of a large model has thousands of calls.
+    events: dict[tuple[str, str, str, str, int], int] = field(default_factory=dict)
+    fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
+    held_bytes: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    finished: bool = False
+    state: Literal["running", "finished", "broken off"] = "running"
     _calls: list[tuple[Any, Any]] = field(default_factory=list)
+    _settled_seconds: float = 0.0
     _figures: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
 
     def count(self, method: str, what: str | None = None) -> int:
         """Block calls of which the method said `what` (any, when None)."""
-        return sum(n for key, n in self.events.items() if key[0] == method and what in (None, key[1]))
+        return sum(
+            blocks.bit_count()
+            for (by, said, *_), blocks in self.events.items()
+            if by == method and what in (None, said)
+        )
+
+    def count_by_step(self, method: str, what: str) -> list[int]:
+        """The same for each step."""
+        counts = [0] * self.steps_seen
+        for (by, said, _, _, step), blocks in self.events.items():
+            if by == method and said == what:
+                counts[step] += blocks.bit_count()
+        return counts
 
     def figures(self, method: str, name: str) -> torch.Tensor | None:
         """All values of a figure as one float32 tensor on the CPU, (observations, size of one)."""
         kept = self._figures.get((method, name))
-        return torch.stack([tensor.float() for tensor in kept]).cpu() if kept else None
+        return torch.cat(kept).float().cpu() if kept else None
 
     @property
     def denoiser_seconds(self) -> float:
         """Seconds inside the denoiser's calls, measured on the device where it is a GPU."""
-        return sum(_elapsed(start, end) for start, end in self._calls)
+        self.settle()
+        return self._settled_seconds
+
+    def settle(self) -> None:
+        """Reads the clocks of the calls so far and lets go of them."""
+        self._settled_seconds += sum(_elapsed(start, end) for start, end in self._calls)
+        self._calls.clear()
 
 
 class Recorder:
@@ -61,31 +80,40 @@ class Recorder:
     @property
     def current(self) -> RunRecord | None:
         """The record of the run that is on."""
-        return self.runs[-1] if self.runs and not self.runs[-1].finished else None
+        return self.runs[-1] if self.runs and self.runs[-1].state == "running" else None
 
     def start_run(self, num_steps: int) -> None:
         """Opens a record."""
+        if self.runs:
+            # By now the device is done with it, so that reading its clocks waits for nothing.
+            self.runs[-1].settle()
         self.runs.append(RunRecord(len(self.runs), num_steps))
         self._began = time.perf_counter()
 
-    def end_run(self) -> None:
-        """Closes the open record."""
+    def end_run(self, *, broken: bool) -> None:
+        """Closes the open record; one in which nothing happened is dropped."""
         record = self.current
-        if record is not None:
-            record.seconds = time.perf_counter() - self._began
-            record.finished = True
+        if record is None:
+            return
+        record.seconds = time.perf_counter() - self._began
+        whole = not broken and record.steps_seen >= record.num_steps
+        record.state = "finished" if whole else "broken off"
+        record._figures = {key: [torch.cat(values)] for key, values in record._figures.items()}
+        if not record.steps_seen and not record.notes:
+            self.runs.pop()
 
     def event(self, method: str, what: str, moment: Moment, block: int) -> None:
         """Counts one block call."""
         record = self.current
         if record is not None:
-            record.events[method, what, moment.denoiser, moment.branch, moment.step, block] += 1
+            key = (method, what, moment.denoiser, moment.branch, moment.step)
+            record.events[key] = record.events.get(key, 0) | 1 << block
 
     def figure(self, method: str, name: str, value: torch.Tensor) -> None:
-        """Keeps a small tensor of the device to be read at the end."""
+        """Keeps a small vector of the device to be read at the end."""
         record = self.current
         if record is not None:
-            record._figures.setdefault((method, name), []).append(value)
+            record._figures.setdefault((method, name), []).append(value[None])
 
     def fallback(self, method: str, reason: str) -> None:
         """Counts one time that a method did not do what its rule asked for, and why."""

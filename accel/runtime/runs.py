@@ -8,6 +8,7 @@ pipeline or the model get the plain method back, because copying a wrapper copie
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,17 +18,24 @@ from accel.runtime.clock import Clock
 
 
 class InstanceMethod:
-    """Replaces a method of one instance by a call of `wrapper(original, *args, **kwargs)`, until `remove`."""
+    """Replaces a method of one instance by a call of `wrapper(original, *args, **kwargs)`, until `remove`.
 
-    def __init__(self, instance: object, name: str, wrapper: Callable[..., Any]) -> None:
+    `owner` is the session that installed it.
+    """
+
+    def __init__(self, instance: object, name: str, wrapper: Callable[..., Any], owner: object = None) -> None:
+        self.owner = owner
         self._instance = instance
         self._name = name
         self._wrapper = wrapper
+        self._removed = False
         self._had = name in vars(instance)
         self._original = getattr(instance, name)
         vars(instance)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._removed:  # Somebody wrapped or copied it while it stood there.
+            return self._original(*args, **kwargs)
         return self._wrapper(self._original, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -35,6 +43,7 @@ class InstanceMethod:
 
     def remove(self) -> None:
         """Gives the instance its own method back; what others have put there since stays."""
+        self._removed = True
         if vars(self._instance).get(self._name) is self:
             if self._had:
                 vars(self._instance)[self._name] = self._original
@@ -59,35 +68,41 @@ class _Closing:
             self._on_end()
 
 
-def watch_runs(pipe: Any, on_start: Callable[[int], None], on_end: Callable[[], None]) -> Callable[[], None]:
-    """Calls `on_start(model evaluations per branch)` and `on_end()` around each denoising loop of the pipeline.
+def watch_runs(
+    pipe: Any, on_start: Callable[[int], None], on_end: Callable[[bool], None], owner: object = None
+) -> Callable[[], None]:
+    """Calls `on_start(model evaluations per branch)` and `on_end(broken off by an exception)` around each loop.
 
     Returns what stops the watching.
     """
-
     current: object | None = None
 
-    def finish(loop: object | None) -> None:
+    def finish(loop: object | None, before: BaseException | None) -> None:
         # A bar is closed again when it is collected, perhaps long after; only the loop that is on may end the run.
         nonlocal current
         if loop is current and current is not None:
             current = None
-            on_end()
+            raised = sys.exc_info()[1]
+            on_end(raised is not None and raised is not before)
 
     def progress_bar(original: Callable[..., Any], iterable: Any = None, total: int | None = None) -> Any:
         nonlocal current
-        finish(current)
+        # The caller may be handling an exception of its own, which is none of the loop's.
+        before = sys.exc_info()[1]
+        finish(current, before)
         loop = object()
         if iterable is not None:
-            bar = original(_Closing(iterable, lambda: finish(loop)))
+            bar = original(_Closing(iterable, lambda: finish(loop, before)))
             count = _evaluations(pipe, len(iterable), per_step=False)
         else:
             bar = original(total=total)
             close = bar.close
 
             def closing() -> None:
-                finish(loop)
-                close()
+                try:
+                    finish(loop, before)
+                finally:
+                    close()
 
             bar.close = closing
             count = _evaluations(pipe, total or 0, per_step=True)
@@ -95,7 +110,15 @@ def watch_runs(pipe: Any, on_start: Callable[[int], None], on_end: Callable[[], 
         on_start(count)
         return bar
 
-    return InstanceMethod(pipe, "progress_bar", progress_bar).remove
+    return InstanceMethod(pipe, "progress_bar", progress_bar, owner).remove
+
+
+def watcher_of(pipe: Any) -> object | None:
+    """The session that watches the pipeline's runs, if there is one."""
+    found = getattr(pipe, "__dict__", {}).get("progress_bar")
+    while isinstance(found, InstanceMethod) and found.owner is None:
+        found = found._original
+    return found.owner if isinstance(found, InstanceMethod) else None
 
 
 def watch_branches(module: nn.Module, clock: Clock) -> Callable[[], None]:

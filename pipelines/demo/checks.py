@@ -47,13 +47,9 @@ def check_numbers(call: Mapping[str, Any], *, multiple: int, frame_factor: int, 
         size = _whole(name, call[name], at_least=multiple)
         nearest = min(max(1, (size + multiple // 2) // multiple), longest) * multiple
         if size % multiple:
-            raise AccelError(
-                f"{name}={size} is not a multiple of {multiple}; the nearest that works is {nearest}"
-            )
+            raise AccelError(f"{name}={size} is not a multiple of {multiple}; the nearest that works is {nearest}")
         if size != nearest:
-            raise AccelError(
-                f"{name}={size} is more than the model can place; the most that works is {nearest}"
-            )
+            raise AccelError(f"{name}={size} is more than the model can place; the most that works is {nearest}")
 
     frames = _whole("num_frames", call["num_frames"])
     nearest = min((frames - 1 + frame_factor // 2) // frame_factor, longest - 1) * frame_factor + 1
@@ -61,18 +57,14 @@ def check_numbers(call: Mapping[str, Any], *, multiple: int, frame_factor: int, 
         rule = "odd" if frame_factor == 2 else f"one more than a multiple of {frame_factor}"
         raise AccelError(f"num_frames={frames} is not {rule}; the nearest that works is {nearest}")
     if frames != nearest:
-        raise AccelError(
-            f"num_frames={frames} is more than the model can place; the most that works is {nearest}"
-        )
+        raise AccelError(f"num_frames={frames} is more than the model can place; the most that works is {nearest}")
 
     for name in ("num_inference_steps", "num_videos_per_prompt"):
         _whole(name, call[name])
     _whole("max_sequence_length", call["max_sequence_length"], at_least=2)
     scale = call["guidance_scale"]
     if not isinstance(scale, numbers.Real) or isinstance(scale, bool) or not math.isfinite(scale):
-        raise AccelError(
-            f"guidance_scale must be a finite number, such as 4.0 (1.0 is none), not {_kind(scale)}"
-        )
+        raise AccelError(f"guidance_scale must be a finite number, such as 4.0 (1.0 is none), not {_kind(scale)}")
 
 
 def check_output_type(output_type: Any) -> None:

@@ -64,6 +64,15 @@ def test_env(make: Accel) -> None:
     assert "diffusers" in out and "processor" in out
 
 
+def test_env_compares_with_what_is_needed(make: Accel, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["torch>=99", "diffusers>=0.1", "no-such-package", 'peft>=99; extra == "test"']
+    monkeypatch.setattr("accel.cli.environment.requires", lambda name: needed)
+    packages = make("env", "--format", "json").json["packages"]
+    fits = {name: packages[name]["fits"] for name in ("torch", "diffusers", "no-such-package", "peft")}
+    assert fits == {"torch": False, "diffusers": True, "no-such-package": False, "peft": None}
+    assert make("env").out.count("<- does not fit") == 2
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["generate", "--help"], ["--version"]])
 def test_help(arguments: list[str], make: Accel) -> None:
     out = make(*arguments).out

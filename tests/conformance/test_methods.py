@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import accel
+from accel.pipelines.sites import inspect_pipeline
 from tests.conformance.cases import MethodCase
 from tests.conformance.snapshot import assert_copies, snapshot
 from tests.tiny_pipelines import TinyCase
@@ -25,7 +26,7 @@ def test_acts_and_comes_off_without_a_trace(method: MethodCase, case: TinyCase, 
         assert_copies(pipe.transformer)
     run = last_run(session)
     assert method.acted(run["methods"][method.name]), run
-    assert run["finished"]
+    assert run["state"] == "finished"
     assert run["steps"] == case.call["num_inference_steps"]
     time, height, width = run["grid"]
     assert time * height * width == case.tokens
@@ -80,7 +81,7 @@ def test_exception_in_the_middle_leaves_the_next_run_clean(
             case.run(pipe, seed=9)
         for handle in handles:
             handle.remove()
-        assert not last_run(session)["finished"]
+        assert last_run(session)["state"] == "broken off"
         assert torch.equal(case.run(pipe), expected)
     assert snapshot(pipe) == before
     assert torch.equal(case.run(pipe), plain)
@@ -116,3 +117,53 @@ def test_changed_size_in_the_next_run(method: MethodCase, case: TinyCase, pipe: 
 
 def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
     return {name: case.call[name][..., :height, :] for name in ("video", "control_image") if name in case.call}
+
+
+def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyCase, pipe: Any) -> None:
+    """On a step that reuses, too, and where the parent adds hints or residuals between the blocks.
+
+    The scheduler is made to stand still, so that every step of a branch asks the denoiser for the same.
+    """
+    outputs: dict[tuple[str, str], list[torch.Tensor]] = {}
+    facts = inspect_pipeline(pipe)
+    with accel.enable(pipe, **method.active) as session:
+        undo = []
+
+        def stand_still(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, "timestep": torch.full_like(kwargs["timestep"], 0.5)}
+
+        controlnet = getattr(pipe, "controlnet", None)
+        for module in [denoiser.module for denoiser in facts.denoisers] + ([controlnet] if controlnet else []):
+            undo.append(module.register_forward_pre_hook(stand_still, with_kwargs=True).remove)
+        for denoiser in facts.denoisers:
+
+            def collect(module: Any, args: Any, output: Any, name: str = denoiser.name) -> None:
+                branch = session._clock.now.branch
+                outputs.setdefault((name, branch), []).append(output[0])
+
+            undo.append(denoiser.module.register_forward_hook(collect).remove)
+        step = pipe.scheduler.step
+        pipe.scheduler.step = lambda noise, timestep, sample, *args, **kwargs: _Still(sample)
+        try:
+            case.run(pipe)
+        finally:
+            pipe.scheduler.step = step
+            del pipe.scheduler.step
+            for restore in undo:
+                restore()
+        assert method.acted(last_run(session)["methods"][method.name])
+    assert sum(map(len, outputs.values())) == sum(case.forwards.values())
+    for key, (first, *others) in outputs.items():
+        for other in others:
+            assert (other - first).norm() <= 1e-5 * first.norm(), key
+
+
+class _Still(tuple):
+    """What a scheduler returns, as a tuple or by its name, when it leaves the sample as it is."""
+
+    def __new__(cls, sample: torch.Tensor) -> _Still:
+        return super().__new__(cls, (sample, sample))
+
+    @property
+    def prev_sample(self) -> torch.Tensor:
+        return self[0]

@@ -194,3 +194,30 @@ def test_nothing_is_held_after_a_run() -> None:
 def test_too_few_steps_are_called_doing_nothing() -> None:
     with pytest.warns(UserWarning, match="delta was on and did nothing: .* use more steps"):
         run(ToyDenoiser([lambda hidden: hidden + 1.0] * 4), DeltaCacheConfig(), steps=1)
+
+
+@pytest.mark.parametrize("off", [(3,), (3, 4, 5), (2, 3, 4, 5), (0, 1)])
+def test_a_branch_that_pauses_never_reuses_what_is_too_old(off: tuple[int, ...]) -> None:
+    """Guidance that is off for some steps: constant offsets stay exact, so nothing was added twice or left out."""
+    pipe = ToyPipeline(ToyDenoiser([lambda hidden: hidden + 1.0] * 4))
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=DeltaCacheConfig(dense_steps=0.0)))
+    session.install()
+    outputs = []
+    with session, pipe.progress_bar(total=8):
+        for step in range(8):
+            timestep, hidden = torch.tensor(8.0 - step), inputs(step)
+            for _ in ("cond", "uncond") if step not in off else ("cond",):
+                outputs.append((hidden, pipe.transformer(hidden_states=hidden, timestep=timestep)))
+    for hidden, output in outputs:
+        torch.testing.assert_close(output, hidden + 4.0, rtol=1e-12, atol=1e-12)
+    assert session.summary().to_dict()["runs"][0]["methods"]["delta"]["reused"] > 0
+
+
+def test_a_reused_change_is_never_older_than_the_interval() -> None:
+    schedule = DeltaSchedule(DeltaCacheConfig(interval=3, boundary=0.5), num_blocks=4, num_steps=24)
+    for step in range(24):
+        plan = schedule.plan(step)
+        if plan.reuse:
+            assert 0 < step - plan.since < 3
+            assert schedule.plan(plan.since).capture
+            assert schedule.plan(plan.since).blocks == plan.blocks

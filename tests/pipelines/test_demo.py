@@ -76,9 +76,7 @@ def test_a_call_without_sizes_equals_a_plain_call_with_them(pipe: Any, tmp_path:
     assert type(plain) is diffusers.WanPipeline
     plain.set_progress_bar_config(disable=True)
 
-    expected = run(
-        plain, PROMPT, height=128, width=128, num_frames=9, guidance_scale=4.0, max_sequence_length=24
-    )
+    expected = run(plain, PROMPT, height=128, width=128, num_frames=9, guidance_scale=4.0, max_sequence_length=24)
     assert expected.shape == (9, 128, 128, 3)
     assert expected.std() > 0.01
     for frames in (
@@ -207,9 +205,7 @@ def test_words_of_a_negative_prompt_that_is_not_used_are_not_named(pipe: Any) ->
 
 def test_words_beyond_the_length_are_named(pipe: Any) -> None:
     long = f"{PROMPT} {PROMPT} {PROMPT}"
-    with pytest.warns(
-        AccelWarning, match='reads 23 words of a prompt; "moving left on a plain black background" is'
-    ):
+    with pytest.warns(AccelWarning, match='reads 23 words of a prompt; "moving left on a plain black background" is'):
         frames = run(pipe, long, num_frames=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -239,9 +235,7 @@ def test_the_vocabulary_is_described_whole(pipe: Any) -> None:
     assert list(groups) == [*GROUPS, "other words"]
     assert groups["shapes"] == "circle, square, triangle, ring"
     described = [word for group in groups.values() for word in group.split(", ")]
-    assert sorted(described) == sorted(
-        set(pipe.tokenizer.get_vocab()) - set(pipe.tokenizer.all_special_tokens)
-    )
+    assert sorted(described) == sorted(set(pipe.tokenizer.get_vocab()) - set(pipe.tokenizer.all_special_tokens))
 
 
 def test_reading_the_vocabulary_leaves_the_tokenizer_as_it_was(pipe: Any) -> None:

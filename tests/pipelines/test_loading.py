@@ -152,19 +152,13 @@ def test_refused_before_anything_is_loaded(
 @pytest.mark.usefixtures("nothing_loads")
 def test_a_device_that_is_not_there_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "this machine has no cuda device that torch can use; use device='cpu'" in str(
-        refusal("demo", device="cuda")
-    )
+    assert "this machine has no cuda device that torch can use; use device='cpu'" in str(refusal("demo", device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "cuda:1 does not exist: the last cuda device here is cuda:0" in str(
-        refusal("demo", device="cuda:1")
-    )
+    assert "cuda:1 does not exist: the last cuda device here is cuda:0" in str(refusal("demo", device="cuda:1"))
 
 
-def test_the_name_of_a_folder_nearby_is_named(
-    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_name_of_a_folder_nearby_is_named(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder("my-model")
     monkeypatch.chdir(tmp_path)
     assert 'did you mean "my-model"?' in str(refusal("my-modle"))
@@ -180,9 +174,7 @@ def test_the_name_of_a_folder_nearby_is_named(
     ],
 )
 @pytest.mark.parametrize("model", ["demo", "folder"])
-def test_unknown_options_are_refused(
-    model: str, arguments: dict[str, Any], line: str, folder: Folder
-) -> None:
+def test_unknown_options_are_refused(model: str, arguments: dict[str, Any], line: str, folder: Folder) -> None:
     assert line in str(refusal("demo" if model == "demo" else folder(), **arguments))
 
 
@@ -223,9 +215,7 @@ class Intruder:
         return Path.touch, (self.trace,)
 
 
-@pytest.mark.parametrize(
-    "name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.pt", "model-1-of-2.ckpt"]
-)
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.pt", "model-1-of-2.ckpt"])
 def test_a_pickle_is_refused_and_not_read(name: str, folder: Folder, tmp_path: Path) -> None:
     path = folder()
     (path / TRANSFORMER).unlink()
@@ -284,9 +274,7 @@ def test_code_in_a_folder_is_not_run(where: str, folder: Folder, tmp_path: Path)
         index["transformer"] = ["mine", "WanTransformer3DModel"]
         (path / "model_index.json").write_text(json.dumps(index))
         (path / "transformer/mine.py").write_text(code)
-        line = (
-            f"{path / 'transformer'} brings code of its own, which is not run; pass transformer= as an object"
-        )
+        line = f"{path / 'transformer'} brings code of its own, which is not run; pass transformer= as an object"
         assert line in str(refusal(path))
     else:
         for name in ("pipeline.py", "None.py"):
@@ -323,9 +311,7 @@ def test_a_pickle_in_the_cache_is_refused(folder: Folder, tmp_path: Path) -> Non
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     error = refusal("org/name", cache_dir=str(tmp_path))
-    assert str(error).startswith(
-        "there is no folder org/name, it is not (whole) in the cache, and it cannot be"
-    )
+    assert str(error).startswith("there is no folder org/name, it is not (whole) in the cache, and it cannot be")
     assert str(error).endswith('"demo" needs no download')
     assert error.__cause__ is not None
 
@@ -351,9 +337,7 @@ def of_the_hub(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_the_hub_answers_is_one_line(
-    answer: Exception, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_hub_answers_is_one_line(answer: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_it(*_: Any, **__: Any) -> None:
         raise answer
 

@@ -49,7 +49,7 @@ def test_guidance_that_ends_early_and_distilled_models_make_one_call_per_step() 
 
 def test_a_repeated_timestep_on_new_hidden_states_is_a_new_step() -> None:
     clock = Clock(SEPARATE)
-    clock.start_run(3)
+    clock.start_run(3, order=2)
     samples = [torch.zeros(1), torch.zeros(1)]
     seen = []
     for sample in (samples[0], samples[0], samples[1], samples[1]):
@@ -125,7 +125,7 @@ def test_real_pipelines_tell_run_step_branch_and_denoiser(name: str) -> None:
     guidances = {cls: g for family in families().values() for cls, g in family.pipelines.items()}
     clock = Clock(guidances.get(type(pipe).__name__, BATCHED))
     moments: list[Moment] = []
-    undo = [watch_runs(pipe, clock.start_run, clock.end_run)]
+    undo = [watch_runs(pipe, clock.start_run, lambda _broken: clock.end_run())]
     for part in ("transformer", "transformer_2"):
         module = getattr(pipe, part, None)
         if module is None:
