@@ -1,6 +1,6 @@
 """The delta cache on the built-in model, against the plain pipeline and against fewer steps in the same time.
 
-python -m bench.delta_cache [--prompts 4] [--size standard] [--write]
+python -m bench.delta_cache [--prompts 4] [--size standard] [--threads 1] [--write]
 
 Every row makes the same clips with the same seeds. The rows take turns, so that a machine that slows down does so to
 all of them. Below each setting stands the plain pipeline with so few steps that it makes as many block calls, rounded
@@ -151,9 +151,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=4, help=f"how many prompts, 1 to {len(SCENES)}")
     parser.add_argument("--size", default="standard", choices=("standard", "quick"))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true", help="write the table to bench/results")
     options = parser.parse_args()
 
+    torch.set_num_threads(options.threads)
     pipe = accel.load_pipeline("demo", size=options.size)
     pipe.set_progress_bar_config(disable=True)
     prompts = [scene.caption() for scene in SCENES[: options.prompts]]
@@ -163,7 +165,9 @@ def main() -> None:
     times = interleaved(found, warmup=0, repeats=len(prompts))
     lines = table(found, times, prompts)
     settings = {
-        "command": f"python -m bench.delta_cache --prompts {options.prompts} --size {options.size}",
+        "command": (
+            f"python -m bench.delta_cache --prompts {options.prompts} --size {options.size} --threads {options.threads}"
+        ),
         "model": f"demo {options.size}",
         "weights": weights_hash(weights_folder(options.size)),
         "dtype": "float32",
