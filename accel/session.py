@@ -38,6 +38,7 @@ class Session:
         context = Context(facts, self._clock, self._board, self._recorder, self._hooks)
         self._methods: list[Method] = [registered()[c.method].method(c, context) for c in config.methods]
         self._final: Summary | None = None
+        self._warned = False
 
     def __enter__(self) -> Session:
         return self
@@ -70,8 +71,10 @@ class Session:
         """Gives the pipeline back as it was; the summary stays. Doing it again changes nothing."""
         if not self.enabled:
             return
-        self._close_run(broken=True)
-        self._take_off()
+        try:
+            self._close_run(broken=True)
+        finally:
+            self._take_off()
         self._final = self.summary()
         # Whoever keeps the session for its summary does not keep the model with it.
         del self._pipe, self._facts
@@ -90,12 +93,14 @@ class Session:
         self._hooks.remove()
 
     def _start_run(self, num_steps: int) -> None:
+        displaced = self._displaced()
         self._recorder.start_run(num_steps)
         self._clock.start_run(num_steps, order=getattr(self._pipe.scheduler, "order", 1))
         for method in self._methods:
             method.start_run(num_steps)
-        for text in self._displaced():
+        for text in displaced:
             self._recorder.note(text)
+        for text in displaced:
             warnings.warn(text, AccelWarning, stacklevel=2)
 
     def _end_run(self, broken: bool) -> None:
@@ -122,7 +127,7 @@ class Session:
         timestep, sample = (denoiser.argument(name, args, kwargs) for name in ("timestep", "hidden_states"))
         with self._clock.call(denoiser.name, timestep, sample) as moment:
             if moment is None:
-                self._recorder.outside_calls += 1
+                self._outside()
                 return proceed(*args, **kwargs)
             record = self._recorder.current
             if record is not None and record.grid is None:
@@ -133,6 +138,17 @@ class Session:
             output = proceed(*args, **kwargs)
             self._recorder.call_ended(started, device)
             return output
+
+    def _outside(self) -> None:
+        self._recorder.outside_calls += 1
+        if watcher_of(self._pipe) is not self and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "pipe.progress_bar was replaced after enable, so that no run is seen and all run plainly: "
+                "replace it first and enable then",
+                AccelWarning,
+                stacklevel=2,
+            )
 
     def _displaced(self) -> list[str]:
         """Makes good what happened to the modules since they were hooked, or says what cannot be made good."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import accel
+from accel.methods.delta import DeltaCache
 from tests.conformance.snapshot import snapshot
 from tests.tiny_pipelines import TINY
 
@@ -305,3 +306,27 @@ def test_many_runs_are_remembered_in_little_room_and_few_lines(pipe: Any) -> Non
     text = str(session.summary())
     assert "the last 4 of 12 runs" in text
     assert len(text.splitlines()) < 20
+
+
+def test_a_replaced_progress_bar_is_said_to_hide_the_runs() -> None:
+    pipe: Any = TINY["wan"].build()
+    session = accel.enable(pipe, cache="delta")
+    pipe.progress_bar = type(pipe).progress_bar.__get__(pipe)
+    with pytest.warns(accel.AccelWarning, match="progress_bar was replaced after enable"):
+        TINY["wan"].run(pipe)
+    session.disable()
+    assert "no run yet" in str(session.summary())
+    assert "called 16 times, plainly" in str(session.summary())
+
+
+def test_a_method_that_fails_at_the_end_of_a_run_still_comes_off(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(pipe)
+    session = accel.enable(pipe, cache="delta")
+
+    def fail(self: DeltaCache) -> None:
+        raise RuntimeError("stopped by the test")
+
+    monkeypatch.setattr(DeltaCache, "end_run", fail)
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        session.disable()
+    assert snapshot(pipe) == before

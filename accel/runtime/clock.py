@@ -37,10 +37,10 @@ class Moment:
 
 
 class Clock:
-    """Counts the calls of a pipeline's denoisers; `now` is the moment of the call that is running, or None."""
+    """Counts the calls of a pipeline's denoisers; which is what `now` tells."""
 
     def __init__(self, guidance: Guidance, *, chunked: bool = False) -> None:
-        self.now: Moment | None = None
+        self._now: Moment | None = None
         self.runs = 0
         self._guidance = guidance
         self._chunked = chunked
@@ -51,6 +51,15 @@ class Clock:
         self._timestep: Any = None
         self._sample: Any = None
         self._reset()
+
+    @property
+    def now(self) -> Moment | None:
+        """The moment of the denoiser call that is under way in this thread."""
+        return self._now if self._here else None
+
+    @property
+    def _here(self) -> bool:
+        return threading.get_ident() == self._thread
 
     @property
     def running(self) -> bool:
@@ -74,6 +83,9 @@ class Clock:
     @contextlib.contextmanager
     def branch(self, name: str) -> Iterator[None]:
         """Tells the branch of the calls within, as a pipeline does through `cache_context`."""
+        if not self._here:
+            yield
+            return
         before, self._branch = self._branch, name
         try:
             yield
@@ -83,17 +95,17 @@ class Clock:
     @contextlib.contextmanager
     def call(self, denoiser: str, timestep: Any, sample: Any = None) -> Iterator[Moment | None]:
         """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment."""
-        if not self._running or threading.get_ident() != self._thread:
+        if not self._running or not self._here:
             yield None
             return
-        before, self.now = self.now, self._advance(denoiser, timestep, sample)
+        before, self._now = self._now, self._advance(denoiser, timestep, sample)
         try:
-            yield self.now
+            yield self._now
         finally:
-            self.now = before
+            self._now = before
 
     def _reset(self) -> None:
-        self.now = None
+        self._now = None
         self._step = self._chunk = 0
         self._started = False
         self._timestep = self._sample = None

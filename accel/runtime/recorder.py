@@ -24,17 +24,22 @@ class RunRecord:
     num_steps: int
     grid: tuple[int, int, int] | None = None
     branches: list[str] = field(default_factory=list)
-    steps_seen: int = 0
     seconds: float = 0.0
-    # (method, what, denoiser, branch, step) -> the blocks, as bits: a run of a large model has thousands of calls.
-    events: dict[tuple[str, str, str, str, int], int] = field(default_factory=dict)
+    # (method, what, denoiser, branch, (chunk, step)) -> the blocks, as bits: a run may have thousands of block calls.
+    events: dict[tuple[str, str, str, str, tuple[int, int]], int] = field(default_factory=dict)
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     held_bytes: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     state: Literal["running", "finished", "broken off"] = "running"
+    _steps: dict[tuple[int, int], None] = field(default_factory=dict)
     _calls: list[tuple[Any, Any]] = field(default_factory=list)
     _settled_seconds: float = 0.0
     _figures: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def steps_seen(self) -> int:
+        """Steps in which a denoiser was called, over all chunks."""
+        return len(self._steps)
 
     def count(self, method: str, what: str | None = None) -> int:
         """Block calls of which the method said `what` (any, when None)."""
@@ -46,11 +51,11 @@ class RunRecord:
 
     def count_by_step(self, method: str, what: str) -> list[int]:
         """The same for each step."""
-        counts = [0] * self.steps_seen
+        counts = dict.fromkeys(self._steps, 0)
         for (by, said, _, _, step), blocks in self.events.items():
             if by == method and said == what:
                 counts[step] += blocks.bit_count()
-        return counts
+        return list(counts.values())
 
     def figures(self, method: str, name: str) -> torch.Tensor | None:
         """All values of a figure as one float32 tensor on the CPU, (observations, size of one)."""
@@ -106,7 +111,7 @@ class Recorder:
         """Counts one block call."""
         record = self.current
         if record is not None:
-            key = (method, what, moment.denoiser, moment.branch, moment.step)
+            key = (method, what, moment.denoiser, moment.branch, (moment.chunk, moment.step))
             record.events[key] = record.events.get(key, 0) | 1 << block
 
     def figure(self, method: str, name: str, value: torch.Tensor) -> None:
@@ -137,7 +142,7 @@ class Recorder:
         """Begins the timing of one denoiser call; the result goes to `call_ended`."""
         record = self.current
         if record is not None:
-            record.steps_seen = max(record.steps_seen, moment.step + 1)
+            record._steps[moment.chunk, moment.step] = None
             if moment.branch not in record.branches:
                 record.branches.append(moment.branch)
         return _now(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -101,6 +102,23 @@ def test_calls_outside_of_a_run_have_no_moment() -> None:
     clock.end_run()
     with clock.call("transformer", 9.0) as moment:
         assert moment is None
+
+
+def test_another_thread_sees_no_moment_and_changes_no_branch() -> None:
+    clock = Clock(SEPARATE)
+    clock.start_run(1)
+    seen: list[Moment | None] = []
+
+    def other() -> None:
+        with clock.branch("uncond"), clock.call("transformer", 9.0) as moment:
+            seen.extend([moment, clock.now])
+
+    with clock.call("transformer", 9.0) as moment:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert clock.now is moment
+    assert seen == [None, None]
 
 
 EXPECTED = {
