@@ -11,17 +11,16 @@ The form in a file is JSON or YAML::
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 import accel.methods as _methods  # registers the methods
 from accel.errors import AccelError
-from accel.methods.base import MethodConfig, registered
+from accel.methods.base import MethodConfig, nearest, registered
 
 __all__ = ["CONFIG_NAME", "AccelConfig", "method_names"]
 
@@ -89,7 +88,7 @@ class AccelConfig(BaseModel):
             raise AccelError(f"{path!r} names no single active method (active: {active})")
         if name not in type(candidates[0]).model_fields:
             fields = type(candidates[0]).model_fields
-            raise AccelError(f"{candidates[0].method} has no setting {name!r}{_nearest(name, fields)}")
+            raise AccelError(f"{candidates[0].method} has no setting {name!r}{nearest(name, fields)}")
         return self._replaced(candidates[0].method, {name: value})
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +103,7 @@ class AccelConfig(BaseModel):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> AccelConfig:
         """Reads plain data; whatever is unknown or impossible is refused in one line."""
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             raise AccelError(f"a configuration is a mapping with {', '.join(_KEYWORDS)}, not {type(data).__name__}")
         return cls(**data)
 
@@ -135,7 +134,7 @@ class AccelConfig(BaseModel):
     def _replaced(self, method: str, fields: dict[str, Any]) -> AccelConfig:
         def change(config: MethodConfig) -> MethodConfig:
             same = config.method != method
-            return config if same else make_method(type(config), {**config.model_dump(), **fields})
+            return config if same else type(config)(**{**config.model_dump(), **fields})
 
         return AccelConfig(
             version=self.version,
@@ -150,10 +149,11 @@ def _resolved(data: dict[str, Any]) -> dict[str, Any]:
     unknown = [key for key in data if key not in AccelConfig.model_fields]
     if unknown:
         raise AccelError(
-            f"unknown setting {unknown[0]!r} in the configuration{_nearest(unknown[0], AccelConfig.model_fields)}"
+            f"unknown setting {unknown[0]!r} in the configuration{nearest(unknown[0], AccelConfig.model_fields)}"
         )
-    if data.get("version", VERSION) != VERSION:
-        raise AccelError(f"the configuration has version {data['version']!r}; this Accel reads version {VERSION}")
+    version = data.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise AccelError(f"the configuration has version {version!r}; this Accel reads version {VERSION}")
     resolved = dict(data)
     for keyword in ("attention", "quantize"):
         resolved[keyword] = _one(keyword, data.get(keyword))
@@ -166,16 +166,8 @@ def method_names(keyword: str) -> list[str]:
     return sorted(name for name, entry in registered().items() if entry.config.keyword == keyword)
 
 
-def make_method(config: type[MethodConfig], fields: dict[str, Any]) -> MethodConfig:
-    """Builds a method's configuration; an impossible value is refused with the nearest possible one."""
-    try:
-        return config(**fields)
-    except ValidationError as error:
-        raise AccelError(f"{config.method}: {_one_line(error, config)}") from error
-
-
 def _one(keyword: str, value: Any) -> MethodConfig | None:
-    if value is None or value == ("dense" if keyword == "attention" else "none"):
+    if value in (None, "none") or (keyword == "attention" and value == "dense"):
         return None
     if isinstance(value, (list, tuple)):
         raise AccelError(f"{keyword} takes one method, not a list")
@@ -204,14 +196,14 @@ def _method(keyword: str, value: Any) -> MethodConfig:
     if not isinstance(value, dict) or not isinstance(value.get("method"), str):
         known = ", ".join(repr(n) for n in method_names(keyword)) or "nothing yet"
         raise AccelError(f"{keyword} takes a method's name or its config object ({known}), not {value!r}")
-    fields = {k: v for k, v in value.items() if k != "method"}
+    fields = {str(k): v for k, v in value.items() if k != "method"}
     name = value["method"]
     entry = registered().get(name)
     if entry is None or entry.config.keyword != keyword:
         names = method_names(keyword)
         there = f"it takes {', '.join(repr(n) for n in names)}" if names else "no such method is there yet"
-        raise AccelError(f"{keyword} has no method {name!r}: {there}{_nearest(name, names)}")
-    return make_method(entry.config, fields)
+        raise AccelError(f"{keyword} has no method {name!r}: {there}{nearest(name, names)}")
+    return entry.config(**fields)
 
 
 def _plain(config: MethodConfig | None) -> dict[str, Any] | None:
@@ -224,24 +216,7 @@ def _no_owner(name: str, config: AccelConfig) -> str:
         keyword = registered()[elsewhere[0]].config.keyword
         return f"{name!r} is a setting of {elsewhere[0]}, which is not on: add {keyword}={elsewhere[0]!r}"
     known = {field for c in config.methods for field in type(c).model_fields} | set(_KEYWORDS)
-    return f"no active method has a setting {name!r}{_nearest(name, known)}"
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (nearest: {close[0]!r})" if close else f" (known: {', '.join(sorted(known))})" if known else ""
-
-
-def _one_line(error: ValidationError, config: type[MethodConfig]) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        return f"no setting {name!r}{_nearest(name, config.model_fields)}"
-    context = first.get("ctx", {})
-    bound = next((context[key] for key in ("ge", "le", "gt", "lt") if key in context), None)
-    nearest = f" (nearest: {bound})" if bound is not None else ""
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{name}={first['input']!r} is not possible: {message}{nearest}"
+    return f"no active method has a setting {name!r}{nearest(name, known)}"
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 from accel.config import CONFIG_NAME, AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.methods.base import Context, Method, MethodConfig, registered
+from accel.pipelines.families import families
 from accel.pipelines.sites import Denoiser, PipelineFacts, inspect_pipeline, token_grid
 from accel.presets import PRESETS, preset
 from accel.reporting.run_report import Summary, summarize
@@ -94,8 +95,8 @@ class Session:
 
     def _start_run(self, num_steps: int) -> None:
         displaced = self._displaced()
-        self._recorder.start_run(num_steps)
-        self._clock.start_run(num_steps, order=getattr(self._pipe.scheduler, "order", 1))
+        self._recorder.start_run(num_steps, torch.device(getattr(self._pipe, "_execution_device", "cpu")))
+        self._clock.start_run(num_steps)
         for method in self._methods:
             method.start_run(num_steps)
         for text in displaced:
@@ -133,10 +134,9 @@ class Session:
             if record is not None and record.grid is None:
                 record.grid = token_grid(self._facts.family.grid, denoiser, args, kwargs)
             self._board.wipe()
-            device = _device(args, kwargs)
-            started = self._recorder.call_started(moment, device)
+            started = self._recorder.call_started(moment)
             output = proceed(*args, **kwargs)
-            self._recorder.call_ended(started, device)
+            self._recorder.call_ended(started)
             return output
 
     def _outside(self) -> None:
@@ -272,7 +272,7 @@ def _read(value: Any) -> AccelConfig:
 
 
 def _looks_like_path(value: str) -> bool:
-    return "/" in value or value.endswith((".json", ".yaml", ".yml")) or Path(value).exists()
+    return "/" in value or value.endswith((".json", ".yaml", ".yml"))
 
 
 def _folder(pipe: Any) -> Path | None:
@@ -313,13 +313,8 @@ def _check_slots(methods: list[Method]) -> None:
 def _session(pipe: Any) -> Session | None:
     owners = [watcher_of(pipe)]
     # Somebody may have put a progress bar of their own over the one that tells the owner.
-    for name in ("transformer", "transformer_2"):
+    for name in {name for family in families().values() for name in family.denoisers}:
         module = getattr(pipe, name, None)
         hook = hook_of(module) if isinstance(module, torch.nn.Module) else None
         owners.append(hook.owner if hook is not None else None)
     return next((found for found in owners if isinstance(found, Session) and found._pipe is pipe), None)
-
-
-def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-    tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))

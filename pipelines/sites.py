@@ -91,6 +91,8 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
             return None
         _, height, width = (int(n) + 1 for n in ids.reshape(-1, 3).amax(0).tolist())
         return 1, height, width
+    if hidden_states.ndim != len(grid.layout):
+        return None
     sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))
     config = denoiser.module.config
     patches = [config_value(config, name) for name in grid.patch]

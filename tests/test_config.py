@@ -85,6 +85,12 @@ REFUSED = {
     "a method as a preset": (lambda: resolve("delta"), "enable(pipe, cache='delta')"),
     "a method's config as a preset": (lambda: resolve(DeltaCacheConfig()), "cache="),
     "a number as a preset": (lambda: resolve(3), "not int"),
+    "config object out of range": (lambda: DeltaCacheConfig(interval=0), "nearest: 1"),
+    "config object with a typing error": (lambda: DeltaCacheConfig(intervall=2), "nearest: 'interval'"),
+    "keys that are no text": (lambda: AccelConfig.from_dict({1: 2}), "mapping"),
+    "settings that are no text": (lambda: AccelConfig(cache={"method": "delta", 3: 4}), "no setting '3'"),
+    "version as a truth value": (lambda: AccelConfig.from_dict({"version": True}), "version True"),
+    "empty text": (lambda: resolve(""), "quality, balanced, fast"),
     "missing file": (lambda: resolve("no/such/file.yaml"), "no such file"),
 }
 

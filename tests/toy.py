@@ -64,6 +64,7 @@ class ToyPipeline:
         with self.progress_bar(total=steps) as bar:
             for step in range(steps):
                 timestep = torch.tensor(1000.0 - step)
+                # Both calls of a step are given the same timestep object, as most pipelines do.
                 for position, branch in enumerate(branches):
                     hidden = inputs(step) * (position + 1)
                     outputs[step, branch] = self.transformer(hidden_states=hidden, timestep=timestep)

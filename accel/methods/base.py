@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from accel.errors import AccelError
 from accel.pipelines.sites import PipelineFacts
 from accel.runtime.board import Board
 from accel.runtime.clock import Clock
@@ -27,6 +29,32 @@ class MethodConfig(BaseModel):
     # The name under which the user asks for the method, and the keyword that takes it.
     method: ClassVar[str]
     keyword: ClassVar[Keyword]
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise AccelError(f"{self.method}: {_one_line(error, type(self))}") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that comes nearest, in brackets to be put behind a refusal, or else all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f" (nearest: {close[0]!r})"
+    return f" (known: {', '.join(sorted(known))})" if known else ""
+
+
+def _one_line(error: ValidationError, config: type[MethodConfig]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return f"no setting {name!r}{nearest(name, config.model_fields)}"
+    context = first.get("ctx", {})
+    bound = next((context[key] for key in ("ge", "le", "gt", "lt") if key in context), None)
+    hint = f" (nearest: {bound})" if bound is not None else ""
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{name}={first['input']!r} is not possible: {message}{hint}"
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,12 @@ class DeltaSchedule:
 
     def __init__(self, config: DeltaCacheConfig, num_blocks: int, num_steps: int) -> None:
         self._interval = config.interval
-        self._num_steps = num_steps
         self._switch = round(config.boundary * num_steps)
         self._dense_until = math.ceil(config.dense_steps * num_steps)
         self._dense_from = num_steps - math.ceil(config.dense_final_steps * num_steps)
-        cached = round(config.cached_blocks * num_blocks)
-        self._rear = range(num_blocks - cached, num_blocks)
-        self._front = range(cached)
+        self.cached = round(config.cached_blocks * num_blocks)
+        self._rear = range(num_blocks - self.cached, num_blocks)
+        self._front = range(self.cached)
 
     def reuses(self, step: int) -> bool:
         """Whether the step adds the change that an earlier step captured."""
@@ -71,15 +70,11 @@ class DeltaSchedule:
 
     def _age(self, step: int) -> int:
         # Steps since the change that the step reuses was captured; 0 for a step that is computed.
-        if not self._front or not self._dense_until <= step < self._dense_from:
+        if not self.cached or not self._dense_until <= step < self._dense_from:
             return 0
         phase = 0 if step < self._switch else self._switch
-        return (step - max(phase, self._dense_until)) % self._interval
-
-    @property
-    def reused_steps(self) -> int:
-        """How many of the run's steps reuse."""
-        return sum(self.reuses(step) for step in range(self._num_steps))
+        # The last of the dense steps captures, so that the first step behind them can reuse.
+        return (step - max(phase, self._dense_until - 1)) % self._interval
 
 
 @register(DeltaCacheConfig)
@@ -134,14 +129,17 @@ class DeltaCache(Method):
         )
 
     def idle_reason(self, record: RunRecord) -> str | None:
-        if self.config.interval == 1 or self.config.cached_blocks == 0 or record.count("delta", "reused"):
+        config, name = self.config, self.config.method
+        if config.interval == 1 or config.cached_blocks == 0 or record.count(name, "reused"):
             return None
-        if any(schedule.reused_steps for schedule in self._schedules.values()):
-            reasons = "; ".join(reason for method, reason in record.fallbacks if method == "delta")
-            return reasons or "the run ended before its first cached step"
+        reasons = [reason for method, reason in record.fallbacks if method == name]
+        if reasons:
+            return "; ".join(reasons)
+        if not any(schedule.cached for schedule in self._schedules.values()):
+            return f"cached_blocks={config.cached_blocks} of so few blocks is none: raise it"
         return (
-            f"interval={self.config.interval} and the dense steps leave no step to reuse in a run of "
-            f"{record.num_steps}: use more steps or a smaller interval"
+            f"none of {record.num_steps} steps is left to reuse with interval={config.interval}, "
+            f"dense_steps={config.dense_steps} and dense_final_steps={config.dense_final_steps}: use more steps"
         )
 
     def _plan(self, moment: Moment, denoiser: Denoiser) -> Plan:

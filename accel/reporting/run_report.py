@@ -95,15 +95,20 @@ def _lines(record: RunRecord, methods: list[Method]) -> list[str]:
     ends = {
         "running": f" of {record.num_steps} so far",
         "broken off": f" of {record.num_steps} (the run was cut short)",
+        "unseen": " (the denoiser was not called through Accel)",
         "finished": "" if record.steps_seen == record.num_steps else f" ({record.num_steps} were planned)",
     }
     branches = " and ".join(record.branches) or "no call"
-    lines = [f"run {record.index + 1}: {record.steps_seen} steps{ends[record.state]}, {branches}{tokens}"]
+    lines = [f"run {record.index + 1}: {_count(record.steps_seen, 'step')}{ends[record.state]}, {branches}{tokens}"]
     lines += [f"  {method.config.method}: {method.describe(record)}" for method in methods]
     lines += [f"  {method} fell back {_times(times)}: {reason}" for (method, reason), times in record.fallbacks.items()]
     lines += [f"  note: {note}" for note in record.notes]
     lines.append(f"  {record.denoiser_seconds:.2f} s in the denoiser, {record.seconds:.2f} s in the loop")
     return lines
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _times(count: int) -> str:

@@ -7,8 +7,9 @@ thread, have no moment: a denoiser that another pipeline uses too, or that is ca
 
 Within a run a new step begins when a branch that was seen already comes again; a second-order scheduler evaluates the
 model twice for most of its steps, and each evaluation counts as a step here. Where a pipeline calls twice per step but
-does not tell the branch, the second call is known by its equal timestep; as a second-order scheduler repeats the
-timestep too, the hidden states must be the very same object then.
+does not tell the branch, the second call is known by its equal timestep and equal hidden states: a second-order
+scheduler, and a timestep in half precision, may repeat a timestep, but not on the same hidden states. Where a pipeline
+does tell the branch, a call without one was made by hand, and has no moment either.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ class Clock:
         self._chunked = chunked
         self._running = False
         self._thread = 0
-        self._order = 1
         self._branch: str | None = None
         self._timestep: Any = None
         self._sample: Any = None
@@ -61,15 +61,9 @@ class Clock:
     def _here(self) -> bool:
         return threading.get_ident() == self._thread
 
-    @property
-    def running(self) -> bool:
-        """Whether a run has begun and not ended."""
-        return self._running
-
-    def start_run(self, num_steps: int, order: int = 1) -> None:
-        """Begins a run of `num_steps` model evaluations per branch, with a scheduler of that order."""
+    def start_run(self, num_steps: int) -> None:
+        """Begins a run of `num_steps` model evaluations per branch."""
         self._reset()
-        self._order = order
         self._num_steps = num_steps
         self._running = True
         self._thread = threading.get_ident()
@@ -95,7 +89,8 @@ class Clock:
     @contextlib.contextmanager
     def call(self, denoiser: str, timestep: Any, sample: Any = None) -> Iterator[Moment | None]:
         """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment."""
-        if not self._running or not self._here:
+        by_hand = self._guidance.named and self._branch is None
+        if not self._running or not self._here or by_hand:
             yield None
             return
         before, self._now = self._now, self._advance(denoiser, timestep, sample)
@@ -130,18 +125,19 @@ class Clock:
         if self._guidance.form == "batched":
             return "cond_uncond"  # the name that diffusers gives to such a call
         position = len(self._seen)
-        same = self._order == 1 or sample is self._sample
-        if 0 < position < len(order) and same and self._same_timestep(timestep):
+        if 0 < position < len(order) and self._same_call(timestep, sample):
             return order[position]
         return order[0]
 
-    def _same_timestep(self, timestep: Any) -> bool:
-        # Pipelines give both calls of a step the same object as a rule; only otherwise is the device asked.
-        if timestep is self._timestep:
-            return True
-        if isinstance(timestep, torch.Tensor) and isinstance(self._timestep, torch.Tensor):
-            return timestep.shape == self._timestep.shape and bool(torch.equal(timestep, self._timestep))
-        return timestep == self._timestep
+    def _same_call(self, timestep: Any, sample: Any) -> bool:
+        # Pipelines give both calls of a step the same objects as a rule; only otherwise is the device asked.
+        return timestep is self._timestep or (_equal(timestep, self._timestep) and _equal(sample, self._sample))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a is b or (a.shape == b.shape and bool(torch.equal(a, b)))
+    return bool(a == b)
 
 
 def _value(timestep: Any) -> float:

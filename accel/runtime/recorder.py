@@ -24,16 +24,18 @@ class RunRecord:
     num_steps: int
     grid: tuple[int, int, int] | None = None
     branches: list[str] = field(default_factory=list)
-    seconds: float = 0.0
     # (method, what, denoiser, branch, (chunk, step)) -> the blocks, as bits: a run may have thousands of block calls.
     events: dict[tuple[str, str, str, str, tuple[int, int]], int] = field(default_factory=dict)
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     held_bytes: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    state: Literal["running", "finished", "broken off"] = "running"
+    state: Literal["running", "finished", "broken off", "unseen"] = "running"
     _steps: dict[tuple[int, int], None] = field(default_factory=dict)
     _calls: list[tuple[Any, Any]] = field(default_factory=list)
     _settled_seconds: float = 0.0
+    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _began: Any = None
+    _ended: Any = None
     _figures: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
 
     @property
@@ -60,7 +62,12 @@ class RunRecord:
     def figures(self, method: str, name: str) -> torch.Tensor | None:
         """All values of a figure as one float32 tensor on the CPU, (observations, size of one)."""
         kept = self._figures.get((method, name))
-        return torch.cat(kept).float().cpu() if kept else None
+        return torch.cat([values.float().cpu() for values in kept]) if kept else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the denoising loop, so far or in all, measured on the device where it is a GPU."""
+        return _elapsed(self._began, self._ended or _now(self._device))
 
     @property
     def denoiser_seconds(self) -> float:
@@ -80,30 +87,28 @@ class Recorder:
     def __init__(self) -> None:
         self.runs: list[RunRecord] = []
         self.outside_calls = 0
-        self._began = 0.0
 
     @property
     def current(self) -> RunRecord | None:
         """The record of the run that is on."""
         return self.runs[-1] if self.runs and self.runs[-1].state == "running" else None
 
-    def start_run(self, num_steps: int) -> None:
-        """Opens a record."""
+    def start_run(self, num_steps: int, device: torch.device) -> None:
+        """Opens a record of a run on `device`."""
         if self.runs:
             # By now the device is done with it, so that reading its clocks waits for nothing.
             self.runs[-1].settle()
-        self.runs.append(RunRecord(len(self.runs), num_steps))
-        self._began = time.perf_counter()
+        self.runs.append(RunRecord(len(self.runs), num_steps, _device=device, _began=_now(device)))
 
     def end_run(self, *, broken: bool) -> None:
         """Closes the open record; one in which nothing happened is dropped."""
         record = self.current
         if record is None:
             return
-        record.seconds = time.perf_counter() - self._began
+        record._ended = _now(record._device)
         whole = not broken and record.steps_seen >= record.num_steps
-        record.state = "finished" if whole else "broken off"
-        record._figures = {key: [torch.cat(values)] for key, values in record._figures.items()}
+        record.state = "unseen" if not record.steps_seen else "finished" if whole else "broken off"
+        record._figures = {key: _joined(values) for key, values in record._figures.items()}
         if not record.steps_seen and not record.notes:
             self.runs.pop()
 
@@ -138,20 +143,25 @@ class Recorder:
         if record is not None and text not in record.notes:
             record.notes.append(text)
 
-    def call_started(self, moment: Moment, device: torch.device) -> Any:
+    def call_started(self, moment: Moment) -> Any:
         """Begins the timing of one denoiser call; the result goes to `call_ended`."""
         record = self.current
         if record is not None:
             record._steps[moment.chunk, moment.step] = None
             if moment.branch not in record.branches:
                 record.branches.append(moment.branch)
-        return _now(device)
+        return None if record is None else _now(record._device)
 
-    def call_ended(self, started: Any, device: torch.device) -> None:
+    def call_ended(self, started: Any) -> None:
         """Ends the timing of one denoiser call."""
         record = self.current
         if record is not None:
-            record._calls.append((started, _now(device)))
+            record._calls.append((started, _now(record._device)))
+
+
+def _joined(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    # A model that is spread over several devices has figures on each.
+    return [torch.cat(values)] if len({value.device for value in values}) == 1 else values
 
 
 def _now(device: torch.device) -> Any:

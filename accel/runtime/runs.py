@@ -51,21 +51,43 @@ class InstanceMethod:
                 del vars(self._instance)[self._name]
 
 
-class _Closing:
-    """An iterable that says when the loop over it ends."""
+class _Bar:
+    """The pipeline's own bar, which also says when the loop under it ends.
 
-    def __init__(self, iterable: Any, on_end: Callable[[], None]) -> None:
-        self._iterable = iterable
+    A proxy, because a bar need not be tqdm's: it may lack `close`, or refuse another one. And tqdm's is closed a second
+    time when it is collected, perhaps in the middle of the next run.
+    """
+
+    def __init__(self, bar: Any, on_end: Callable[[], None]) -> None:
+        self._bar = bar
         self._on_end = on_end
 
-    def __len__(self) -> int:
-        return len(self._iterable)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+    def __enter__(self) -> Any:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> Any:
+        try:
+            self._on_end()
+        finally:
+            suppressed = self._bar.__exit__(*exception)
+        return suppressed
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self._iterable
+            yield from self._bar
         finally:
             self._on_end()
+
+    def close(self) -> None:
+        """Closes the bar."""
+        try:
+            self._on_end()
+        finally:
+            self._bar.close()
 
 
 def watch_runs(
@@ -78,7 +100,7 @@ def watch_runs(
     current: object | None = None
 
     def finish(loop: object | None, before: BaseException | None) -> None:
-        # A bar is closed again when it is collected, perhaps long after; only the loop that is on may end the run.
+        # Only the loop that is on may end the run; a bar may be closed twice.
         nonlocal current
         if loop is current and current is not None:
             current = None
@@ -89,26 +111,22 @@ def watch_runs(
         nonlocal current
         # The caller may be handling an exception of its own, which is none of the loop's.
         before = sys.exc_info()[1]
-        finish(current, before)
-        loop = object()
-        if iterable is not None:
-            bar = original(_Closing(iterable, lambda: finish(loop, before)))
-            count = _evaluations(pipe, len(iterable), per_step=False)
-        else:
+        if iterable is None:
             bar = original(total=total)
-            close = bar.close
-
-            def closing() -> None:
-                try:
-                    finish(loop, before)
-                finally:
-                    close()
-
-            bar.close = closing
-            count = _evaluations(pipe, total or 0, per_step=True)
-        current = loop
-        on_start(count)
-        return bar
+            count = _evaluations(pipe, total or 0)
+        else:
+            bar = original(iterable)
+            if not hasattr(iterable, "__len__"):
+                return bar  # A schedule needs the number of steps; without it the loop is none of ours.
+            count = len(iterable)
+        finish(current, before)
+        current = loop = object()
+        try:
+            on_start(count)
+        except BaseException:
+            finish(loop, before)
+            raise
+        return _Bar(bar, lambda: finish(loop, before))
 
     return InstanceMethod(pipe, "progress_bar", progress_bar, owner).remove
 
@@ -134,7 +152,7 @@ def watch_branches(module: nn.Module, clock: Clock) -> Callable[[], None]:
     return InstanceMethod(module, "cache_context", cache_context).remove
 
 
-def _evaluations(pipe: Any, count: int, *, per_step: bool) -> int:
-    order = getattr(pipe.scheduler, "order", 1)
+def _evaluations(pipe: Any, steps: int) -> int:
     # Second-order schedulers evaluate the model `order` times in each step but the last.
-    return count * order - (order - 1) if per_step else count
+    order = getattr(getattr(pipe, "scheduler", None), "order", 1)
+    return max(0, steps * order - (order - 1))

@@ -11,23 +11,25 @@ T = TypeVar("T")
 
 
 class BranchState(Generic[T]):
-    """One value per (denoiser, guidance branch), made on first use and dropped when the run or the chunk changes."""
+    """One value per guidance branch, made on first use.
+
+    All are dropped when the run, the chunk or the denoiser changes: of two experts, the first does not come back.
+    """
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._values: dict[tuple[str, str], T] = {}
-        self._period: tuple[int, int] | None = None
+        self._values: dict[str, T] = {}
+        self._period: tuple[int, int, str] | None = None
 
     def at(self, moment: Moment) -> T:
         """The value for the branch of this moment."""
-        period = (moment.run, moment.chunk)
+        period = (moment.run, moment.chunk, moment.denoiser)
         if period != self._period:
             self.clear()
             self._period = period
-        key = (moment.denoiser, moment.branch)
-        if key not in self._values:
-            self._values[key] = self._make()
-        return self._values[key]
+        if moment.branch not in self._values:
+            self._values[moment.branch] = self._make()
+        return self._values[moment.branch]
 
     def values(self) -> list[T]:
         """All values of the running period."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 
 import accel
@@ -243,3 +244,26 @@ def test_several_videos_at_once_and_interrupted_runs() -> None:
         assert run["state"] == "broken off"
         assert "cut short" in str(session.summary())
         assert torch.equal(case.run(pipe), alone)
+
+
+def test_image_to_image_and_true_guidance_on_pipelines_that_do_not_name_their_branches() -> None:
+    case = TINY["flux"]
+    base: Any = case.build()
+    pipe = FluxImg2ImgPipeline(**base.components)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand((1, 3, 44, 52), generator=torch.Generator().manual_seed(7))
+    call = {"image": image, "strength": 0.75, "true_cfg_scale": 2.0, "negative_prompt": "blurred"}
+    plain = case.run(pipe, **call)
+    with accel.enable(pipe, **METHOD.identity) as session:
+        assert torch.equal(case.run(pipe, **call), plain)
+    run = session.summary().to_dict()["runs"][0]
+    assert (run["steps"], run["planned_steps"], run["branches"]) == (6, 6, ["cond", "uncond"])
+    with accel.enable(pipe, **METHOD.active) as session:
+        accelerated = case.run(pipe, **call)
+        assert torch.equal(case.run(pipe, **call), accelerated)
+    run = session.summary().to_dict()["runs"][0]
+    assert run["state"] == "finished"
+    # Both branches reuse in the same steps.
+    assert all(count % 2 == 0 for count in run["methods"]["delta"]["reused_by_step"])
+    assert reused(session) > 0
+    assert torch.equal(case.run(pipe, **call), plain)

@@ -191,9 +191,22 @@ def test_nothing_is_held_after_a_run() -> None:
     assert report["held_bytes"] == 2 * 2 * 5 * 4 * 8
 
 
-def test_too_few_steps_are_called_doing_nothing() -> None:
-    with pytest.warns(UserWarning, match="delta was on and did nothing: .* use more steps"):
-        run(ToyDenoiser([lambda hidden: hidden + 1.0] * 4), DeltaCacheConfig(), steps=1)
+@pytest.mark.parametrize(
+    ("settings", "steps", "reason"),
+    [
+        ({}, 1, "none of 1 steps is left"),
+        ({"dense_final_steps": 1.0}, 8, "dense_final_steps=1.0"),
+        ({"cached_blocks": 0.1}, 8, "cached_blocks=0.1 of so few blocks is none"),
+    ],
+)
+def test_doing_nothing_is_said_with_its_reason(settings: dict[str, Any], steps: int, reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"delta was on and did nothing: .*{reason}"):
+        run(ToyDenoiser([lambda hidden: hidden + 1.0] * 4), DeltaCacheConfig(**settings), steps=steps)
+
+
+def test_the_dense_steps_are_as_many_as_asked_for() -> None:
+    schedule = DeltaSchedule(DeltaCacheConfig(dense_steps=0.25, boundary=1.0), num_blocks=4, num_steps=8)
+    assert [schedule.reuses(step) for step in range(8)] == [False, False, True, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("off", [(3,), (3, 4, 5), (2, 3, 4, 5), (0, 1)])

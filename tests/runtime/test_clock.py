@@ -50,8 +50,8 @@ def test_guidance_that_ends_early_and_distilled_models_make_one_call_per_step() 
 
 def test_a_repeated_timestep_on_new_hidden_states_is_a_new_step() -> None:
     clock = Clock(SEPARATE)
-    clock.start_run(3, order=2)
-    samples = [torch.zeros(1), torch.zeros(1)]
+    clock.start_run(3)
+    samples = [torch.zeros(1), torch.ones(1)]
     seen = []
     for sample in (samples[0], samples[0], samples[1], samples[1]):
         with clock.call("transformer", torch.tensor(5.0), sample) as moment:
@@ -169,3 +169,65 @@ def test_real_pipelines_tell_run_step_branch_and_denoiser(name: str) -> None:
         restore()
     assert "progress_bar" not in vars(pipe)
     assert "cache_context" not in vars(pipe.transformer)
+
+
+class MinimalBar:
+    """A user's own bar: it cannot be closed, and takes no attribute."""
+
+    __slots__ = ("count",)
+
+    def __enter__(self) -> MinimalBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        self.count = count
+
+
+class BarredPipeline:
+    scheduler = None
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        return MinimalBar() if iterable is None else iter(iterable)
+
+
+def test_bars_that_are_not_tqdm_begin_and_end_runs_too() -> None:
+    pipe = BarredPipeline()
+    seen: list[Any] = []
+    stop = watch_runs(pipe, seen.append, seen.append)
+    with pipe.progress_bar(total=3) as bar:
+        bar.update(2)
+        assert bar.count == 2
+    assert seen == [3, False]
+    with pytest.raises(KeyError), pipe.progress_bar(total=2):
+        raise KeyError
+    assert seen == [3, False, 2, True]
+    assert list(pipe.progress_bar([7, 8])) == [7, 8]
+    assert seen[4:] == [2, False]
+    # Without a number of steps there is no schedule, and no run.
+    assert list(pipe.progress_bar(value for value in (7, 8))) == [7, 8]
+    assert len(seen) == 6
+    stop()
+    assert "progress_bar" not in vars(pipe)
+
+
+def test_a_bar_that_is_closed_late_does_not_end_the_next_run() -> None:
+    pipe = BarredPipeline()
+    seen: list[Any] = []
+    stop = watch_runs(pipe, seen.append, seen.append)
+    first = pipe.progress_bar(total=1)
+    second = pipe.progress_bar(total=2)
+    first.__exit__(None, None, None)
+    assert seen == [1, False, 2]
+    second.__exit__(None, None, None)
+    assert seen == [1, False, 2, False]
+    stop()
+
+
+def test_a_call_without_a_name_is_by_hand_where_the_pipeline_names_its_branches() -> None:
+    clock = Clock(Guidance("separate", ("cond", "uncond"), named=True))
+    clock.start_run(1)
+    with clock.call("transformer", 9.0) as moment:
+        assert moment is None
