@@ -234,3 +234,23 @@ def test_a_reused_change_is_never_older_than_the_interval() -> None:
             assert 0 < step - plan.since < 3
             assert schedule.plan(plan.since).capture
             assert schedule.plan(plan.since).blocks == plan.blocks
+
+
+def test_a_demand_on_the_board_makes_a_step_computed() -> None:
+    """Another method says that a search is due; the cache does not know who, and computes and captures afresh."""
+    pipe = ToyPipeline(ToyDenoiser([lambda hidden: hidden + 1.0] * 4))
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=DeltaCacheConfig(dense_steps=0.0)))
+    session.install()
+
+    def search(proceed: Any, args: Any, kwargs: Any) -> Any:
+        if session._clock.now.step == 4:
+            session._board.demand_compute("search", "the map is due")
+        return proceed(*args, **kwargs)
+
+    session._hooks.add(pipe.transformer.blocks[0], search)
+    with session:
+        pipe(inputs, branches=["cond"])
+    run = session.summary().to_dict()["runs"][0]
+    reused = [count > 0 for count in run["methods"]["delta"]["reused_by_step"]]
+    assert reused == [False, True, False, False, False, False, True, False]
+    assert run["fallbacks"] == [{"method": "delta", "reason": "search: the map is due", "times": 1}]
