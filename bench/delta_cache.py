@@ -156,6 +156,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
+    here = machine()  # now, because the checkout may have moved on when the last clip is done
     pipe = accel.load_pipeline("demo", size=options.size)
     pipe.set_progress_bar_config(disable=True)
     prompts = [scene.caption() for scene in SCENES[: options.prompts]]
@@ -175,7 +176,7 @@ def main() -> None:
         "clip": "{height}×{width}×{num_frames}".format(**defaults(options.size)),
         "repeats": f"one clip per prompt and row, {len(prompts)} prompts, rows interleaved, warm-up of 2 steps",
         "prompts": prompts,
-        "machine": machine(),
+        "machine": here,
     }
     text = markdown(settings, lines)
     print(text)
