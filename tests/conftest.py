@@ -1,3 +1,8 @@
+import os
+
+# The tensors here are small, so that a second thread costs more than it gives; also for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from tests import interpreter_process

@@ -219,14 +219,25 @@ def test_an_interruption_leaves_nothing(
 
 def test_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accel", *DEMO, "--steps", "5000", "-o", str(tmp_path / "a.mp4")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    # The configuration is said right before the first step.
-    while not process.stdout.readline().startswith("balanced"):
-        assert process.poll() is None, process.communicate()[1]
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores interruptions, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert process.stdout is not None
+        # The configuration is said right before the first step.
+        while not process.stdout.readline().startswith("balanced"):
+            assert process.poll() is None, process.communicate()[1]
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, err) == (130, "accel: interrupted\n")
     assert not listing(tmp_path)
 
