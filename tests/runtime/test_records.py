@@ -1,0 +1,67 @@
+"""The board and the recorder by themselves."""
+
+from __future__ import annotations
+
+import torch
+
+from accel.runtime.board import Board
+from accel.runtime.clock import Moment
+from accel.runtime.recorder import Recorder
+
+CPU = torch.device("cpu")
+
+
+def moment(step: int, chunk: int = 0) -> Moment:
+    return Moment(run=0, chunk=chunk, step=step, num_steps=4, branch="cond", denoiser="transformer")
+
+
+def test_what_is_posted_is_read_until_the_next_call_and_counted_for_good() -> None:
+    recorder = Recorder()
+    recorder.start_run(4, CPU)
+    board = Board(recorder)
+    board.post("delta", "reused", moment(1), block=3)
+    board.demand_compute("search", "the map is due")
+    assert board.posted(3) == "reused"
+    assert board.posted(2) is None
+    assert board.compute_demanded() == "search: the map is due"
+    board.wipe()
+    assert board.posted(3) is None
+    assert board.compute_demanded() is None
+    assert recorder.runs[0].count("delta", "reused") == 1
+
+
+def test_chunks_and_blocks_are_counted_apart() -> None:
+    recorder = Recorder()
+    recorder.start_run(4, CPU)
+    for chunk in range(2):
+        for step in range(2):
+            recorder.call_started(moment(step, chunk))
+            for block in range(3):
+                recorder.event("delta", "computed" if step == 0 else "reused", moment(step, chunk), block)
+    record = recorder.runs[0]
+    assert record.steps_seen == 4
+    assert record.count("delta") == 12
+    assert record.count_by_step("delta", "reused") == [0, 3, 0, 3]
+    recorder.end_run(broken=False)
+    assert record.state == "finished"
+
+
+def test_figures_may_lie_on_several_devices() -> None:
+    recorder = Recorder()
+    recorder.start_run(1, CPU)
+    recorder.figure("delta", "size", torch.tensor([1.0, 2.0]))
+    recorder.figure("delta", "size", torch.empty(2, device="meta"))
+    recorder.note("kept")
+    recorder.end_run(broken=False)
+    assert len(recorder.runs[0]._figures["delta", "size"]) == 2
+
+
+def test_runs_in_which_nothing_happened_are_dropped_unless_something_was_noted() -> None:
+    recorder = Recorder()
+    recorder.start_run(4, CPU)
+    recorder.end_run(broken=False)
+    assert recorder.runs == []
+    recorder.start_run(4, CPU)
+    recorder.note("the transformer was replaced")
+    recorder.end_run(broken=False)
+    assert [record.state for record in recorder.runs] == ["unseen"]
