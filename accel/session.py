@@ -40,6 +40,7 @@ class Session:
         self._methods: list[Method] = [registered()[c.method].method(c, context) for c in config.methods]
         self._final: Summary | None = None
         self._warned = False
+        self._outside_before = 0
 
     def __enter__(self) -> Session:
         return self
@@ -95,6 +96,7 @@ class Session:
 
     def _start_run(self, num_steps: int) -> None:
         displaced = self._displaced()
+        self._outside_before = self._recorder.outside_calls
         self._recorder.start_run(num_steps, torch.device(getattr(self._pipe, "_execution_device", "cpu")))
         self._clock.start_run(num_steps)
         for method in self._methods:
@@ -106,7 +108,17 @@ class Session:
 
     def _end_run(self, broken: bool) -> None:
         record = self._recorder.current
+        unseen = record is not None and not record.steps_seen and not record.notes
+        unnamed = unseen and self._recorder.outside_calls > self._outside_before
+        text = (
+            "a run went by plainly: its calls of the denoiser name no guidance branch, "
+            f"which {type(self._pipe).__name__} was expected to do through cache_context"
+        )
+        if unnamed:
+            self._recorder.note(text)
         self._close_run(broken)
+        if unnamed:
+            warnings.warn(text, AccelWarning, stacklevel=2)
         if record is None or record.state != "finished":
             return
         for method in self._methods:

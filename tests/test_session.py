@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import json
@@ -330,3 +331,15 @@ def test_a_method_that_fails_at_the_end_of_a_run_still_comes_off(pipe: Any, monk
     with pytest.raises(RuntimeError, match="stopped by the test"):
         session.disable()
     assert snapshot(pipe) == before
+
+
+def test_a_run_whose_calls_name_no_branch_is_said_to_be_plain() -> None:
+    """As in a user's subclass of a pipeline, with a loop of its own."""
+    pipe: Any = TINY["wan"].build()
+    plain = TINY["wan"].run(pipe)
+    session = accel.enable(pipe, cache="delta")
+    pipe.transformer.cache_context = lambda name, **kwargs: contextlib.nullcontext()
+    with pytest.warns(accel.AccelWarning, match="a run went by plainly"):
+        assert torch.equal(TINY["wan"].run(pipe), plain)
+    assert "a run went by plainly" in str(session.summary())
+    session.disable()
