@@ -24,6 +24,12 @@ from accel.runtime.recorder import Recorder
 from accel.runtime.runs import watch_branches, watch_runs, watcher_of
 
 
+_UNNAMED = (
+    "a run went by plainly: its calls of the denoiser name no guidance branch, "
+    "which this kind of pipeline does through the transformer's cache_context"
+)
+
+
 class Session:
     """The acceleration of one pipeline, as `enable` returns it; also a context manager that ends in `disable`."""
 
@@ -110,15 +116,11 @@ class Session:
         record = self._recorder.current
         unseen = record is not None and not record.steps_seen and not record.notes
         unnamed = unseen and self._recorder.outside_calls > self._outside_before
-        text = (
-            "a run went by plainly: its calls of the denoiser name no guidance branch, "
-            f"which {type(self._pipe).__name__} was expected to do through cache_context"
-        )
         if unnamed:
-            self._recorder.note(text)
+            self._recorder.note(_UNNAMED)
         self._close_run(broken)
         if unnamed:
-            warnings.warn(text, AccelWarning, stacklevel=2)
+            warnings.warn(_UNNAMED, AccelWarning, stacklevel=2)
         if record is None or record.state != "finished":
             return
         for method in self._methods:
