@@ -23,7 +23,6 @@ from accel.runtime.hooks import HookSet, hook_of
 from accel.runtime.recorder import Recorder
 from accel.runtime.runs import watch_branches, watch_runs, watcher_of
 
-
 _UNNAMED = (
     "a run went by plainly: its calls of the denoiser name no guidance branch, "
     "which this kind of pipeline does through the transformer's cache_context"
