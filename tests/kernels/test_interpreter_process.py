@@ -47,7 +47,7 @@ def test_each_outcome_arrives_under_its_own_name(tmp_path):
     (tmp_path / "test_sample.py").write_text(TESTS)
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-v", "-rN", "-p", "no:cacheprovider", str(tmp_path)],
         cwd=tmp_path,
         env=env | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
