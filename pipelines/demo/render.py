@@ -92,7 +92,24 @@ def _backdrop(scene: Scene, x: Tensor, y: Tensor, short_side: int, draw: _Draw) 
     return tone[:, None, None] + TEXTURE_CONTRAST[scene.background] * second
 
 
-def _render_one(scene: Scene, num_frames: int, height: int, width: int, draw: _Draw) -> Tensor:
+def _window(
+    size: tuple[int, int, int], centre_x: Tensor, centre_y: Tensor, height: int, width: int, draw: _Draw
+) -> list[slice]:
+    """Frames, rows and columns of a window of that (T, H, W) that shows the object, or a part of it, mid-way."""
+    frames, rows, columns = size
+    first = int(draw.between(0, len(centre_x) - frames + 1))
+    middle, short_side = first + frames // 2, min(height, width)
+    slices = [slice(first, first + frames)]
+    for centre, length, whole in ((centre_y, rows, height), (centre_x, columns, width)):
+        start = centre[middle].item() * short_side - length / 2 + draw.between(-0.5, 0.5) * length
+        start = min(max(round(start), 0), whole - length)
+        slices.append(slice(start, start + length))
+    return slices
+
+
+def _render_one(
+    scene: Scene, num_frames: int, height: int, width: int, draw: _Draw, window: tuple[int, int, int] | None
+) -> Tensor:
     device = draw.generator.device
     short_side = min(height, width)
     y, x = torch.meshgrid(
@@ -101,9 +118,12 @@ def _render_one(scene: Scene, num_frames: int, height: int, width: int, draw: _D
         indexing="ij",
     )
     time = torch.linspace(0, 1, num_frames, device=device)
-    centre_x, centre_y, size = (
-        value[:, None, None] for value in _trajectory(scene.motion, time, width / short_side, height / short_side, draw)
-    )
+    path = _trajectory(scene.motion, time, width / short_side, height / short_side, draw)
+    if window is not None:
+        frames, rows, columns = _window(window, path[0], path[1], height, width, draw)
+        x, y = x[rows, columns], y[rows, columns]
+        path = tuple(value[frames] for value in path)
+    centre_x, centre_y, size = (value[:, None, None] for value in path)
     distance = signed_distance(scene.shape, x - centre_x, y - centre_y, size)
     cover = (0.5 - distance * short_side).clamp(0, 1)  # (T, H, W): the share of each pixel that the object fills
     color = (torch.tensor(COLORS[scene.color], device=device) + (draw.tensor(3) - 0.5) * 0.06).clamp(0, 1)
@@ -117,24 +137,30 @@ def render(
     height: int,
     width: int,
     generator: torch.Generator | None = None,
+    window: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """Draws each scene, with random size, place, speed and tone.
 
     Args:
         generator: where the random numbers come from and, by its device, where the video is made; a CPU
             generator seeded with 0 when None.
+        window: (frames, rows, columns) to draw of each video instead of all of it, somewhere around the object.
 
     Returns:
-        Video (B, 3, T, H, W), float32 in [-1, 1].
+        Video (B, 3, T, H, W), or (B, 3, *window), float32 in [-1, 1].
 
     Raises:
-        ValueError: no scenes, or a size below one frame or 8 pixels.
+        ValueError: no scenes, a size below one frame or 8 pixels, or a window that is larger than the video.
     """
     if not scenes or num_frames < 1 or min(height, width) < 8:
         raise ValueError(
             f"cannot render {len(scenes)} scenes of {num_frames} frames at {width}x{height}: "
             "it takes a scene, a frame and 8 pixels"
         )
+    if window is not None and any(
+        part > whole for part, whole in zip(window, (num_frames, height, width), strict=True)
+    ):
+        raise ValueError(f"a window of {window} does not fit into {num_frames} frames at {width}x{height}")
     draw = _Draw(generator if generator is not None else torch.Generator().manual_seed(0))
-    videos = [_render_one(scene, num_frames, height, width, draw) for scene in scenes]
+    videos = [_render_one(scene, num_frames, height, width, draw, window) for scene in scenes]
     return (2 * torch.stack(videos) - 1).clamp(-1, 1)
