@@ -15,7 +15,9 @@ _HOMES = {
     "AccelConfig": "accel.config",
     "AccelError": "accel.errors",
     "AccelWarning": "accel.errors",
+    "AdaSpaConfig": "accel.methods.adaspa",
     "DeltaCacheConfig": "accel.methods.delta",
+    "PISAConfig": "accel.methods.pisa",
     "disable": "accel.session",
     "enable": "accel.session",
     "load_pipeline": "accel.pipelines.loading",
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from accel.config import AccelConfig as AccelConfig
     from accel.errors import AccelError as AccelError
     from accel.errors import AccelWarning as AccelWarning
+    from accel.methods.adaspa import AdaSpaConfig as AdaSpaConfig
     from accel.methods.delta import DeltaCacheConfig as DeltaCacheConfig
+    from accel.methods.pisa import PISAConfig as PISAConfig
     from accel.pipelines.loading import load_pipeline as load_pipeline
     from accel.session import disable as disable
     from accel.session import enable as enable

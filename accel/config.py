@@ -214,7 +214,8 @@ def _no_owner(name: str, config: AccelConfig) -> str:
     elsewhere = [n for n, entry in registered().items() if name in entry.config.model_fields]
     if elsewhere:
         keyword = registered()[elsewhere[0]].config.keyword
-        return f"{name!r} is a setting of {elsewhere[0]}, which is not on: add {keyword}={elsewhere[0]!r}"
+        on = "which is not on" if len(elsewhere) == 1 else "none of which is on"
+        return f"{name!r} is a setting of {' and '.join(elsewhere)}, {on}: add {keyword}={elsewhere[0]!r}"
     known = {field for c in config.methods for field in type(c).model_fields} | set(_KEYWORDS)
     return f"no active method has a setting {name!r}{nearest(name, known)}"
 

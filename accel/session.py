@@ -46,6 +46,7 @@ class Session:
         self._final: Summary | None = None
         self._warned = False
         self._outside_before = 0
+        self._ids: tuple[Any, tuple[int, int, int] | None] | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -131,6 +132,7 @@ class Session:
 
     def _close_run(self, broken: bool) -> None:
         self._clock.end_run()
+        self._ids = None
         for method in self._methods:
             method.end_run()
         self._recorder.end_run(broken=broken)
@@ -139,18 +141,28 @@ class Session:
         self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         timestep, sample = (denoiser.argument(name, args, kwargs) for name in ("timestep", "hidden_states"))
-        with self._clock.call(denoiser.name, timestep, sample) as moment:
+        with self._clock.call(denoiser.name, timestep, sample, partial(self._grid, denoiser, args, kwargs)) as moment:
             if moment is None:
                 self._outside()
                 return proceed(*args, **kwargs)
             record = self._recorder.current
             if record is not None and record.grid is None:
-                record.grid = token_grid(self._facts.family.grid, denoiser, args, kwargs)
+                record.grid = moment.grid
             self._board.wipe()
             started = self._recorder.call_started(moment)
             output = proceed(*args, **kwargs)
             self._recorder.call_ended(started)
             return output
+
+    def _grid(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, int] | None:
+        facts = self._facts.family.grid
+        if facts.ids is None:
+            return token_grid(facts, denoiser, args, kwargs)
+        # Reading position ids waits for the device, and a run gives the same ones to every call.
+        ids = denoiser.argument(facts.ids, args, kwargs)
+        if self._ids is None or self._ids[0] is not ids:
+            self._ids = ids, token_grid(facts, denoiser, args, kwargs)
+        return self._ids[1]
 
     def _outside(self) -> None:
         self._recorder.outside_calls += 1

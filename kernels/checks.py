@@ -10,7 +10,7 @@ def require_floats(operation: str, **tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
             raise TypeError(
-                f"{operation} takes float16, bfloat16, float32 or float64 tensors: {name} is {_plain(tensor.dtype)}"
+                f"{operation} takes float16, bfloat16, float32 or float64 tensors: {name} is {plain(tensor.dtype)}"
             )
 
 
@@ -20,8 +20,8 @@ def require_same_dtype(operation: str, **tensors: torch.Tensor) -> None:
     for name, tensor in others:
         if tensor.dtype != first.dtype:
             raise TypeError(
-                f"{operation} takes one dtype: {first_name} is {_plain(first.dtype)}, "
-                f"{name} is {_plain(tensor.dtype)}; convert one of them"
+                f"{operation} takes one dtype: {first_name} is {plain(first.dtype)}, "
+                f"{name} is {plain(tensor.dtype)}; convert one of them"
             )
 
 
@@ -40,5 +40,6 @@ def require_same_place(operation: str, **tensors: torch.Tensor) -> None:
             )
 
 
-def _plain(dtype: torch.dtype) -> str:
+def plain(dtype: torch.dtype) -> str:
+    """The dtype's name without the package's."""
     return str(dtype).removeprefix("torch.")

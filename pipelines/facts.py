@@ -87,3 +87,8 @@ class Family:
     # The timestep goes up again within a run, once per chunk of frames.
     chunked: bool = False
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def makes_videos(self) -> bool:
+        """Whether the tokens have a time axis."""
+        return "T" in self.grid.layout

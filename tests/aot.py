@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 # Shared memory that one block may use, in bytes, by compute capability.
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
+SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 
 # One 128-bit or 256-bit access, as PTX names it.
 _WIDE = r"[\w.:]*\.(v2\.\w64|v4\.\w32|v8\.\w16|v4\.\w64|v8\.\w32)"
@@ -40,6 +40,7 @@ class Case:
         requires: by kernel name, patterns that the PTX must have.
         forbids: by kernel name, patterns that the PTX must not have.
         archs: the compute capabilities to compile for.
+        spills: bytes that the kernels may store to and load from local memory, by compute capability; 0 elsewhere.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Case:
     requires: dict[str, tuple[str, ...]]
     forbids: dict[str, tuple[str, ...]]
     archs: tuple[int, ...] = tuple(SHARED_LIMIT)
+    spills: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

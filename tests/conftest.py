@@ -10,3 +10,7 @@ from tests import interpreter_process
 
 def pytest_configure(config: pytest.Config) -> None:
     interpreter_process.register(config)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--grid", choices=["sample", "whole"], default="sample", help="of methods and families")

@@ -108,9 +108,12 @@ def test_a_subclass_of_a_known_pipeline_is_known(pipe: Any) -> None:
     [
         ({"preset_or_config": "speedy"}, "quality, balanced, fast"),
         ({"cache": "tda"}, "'delta'"),
-        ({"attention": "pisa"}, "attention has no method 'pisa'"),
+        ({"attention": "piza"}, "attention has no method 'piza'"),
         ({"cache": "delta", "interval": 0}, "nearest: 1"),
-        ({"cache": "delta", "density": 0.5}, "no active method has a setting 'density'"),
+        (
+            {"cache": "delta", "density": 0.5},
+            "'density' is a setting of adaspa and pisa, none of which is on: add attention='adaspa'",
+        ),
         ({"cache": "none", "interval": 2}, "add cache='delta'"),
     ],
 )

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from accel.pipelines.facts import Guidance
+
+Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Moment:
     num_steps: int
     branch: str
     denoiser: str
+    # Tokens along (time, height, width), where the call tells.
+    grid: Grid | None = None
 
 
 class Clock:
@@ -87,13 +91,18 @@ class Clock:
             self._branch = before
 
     @contextlib.contextmanager
-    def call(self, denoiser: str, timestep: Any, sample: Any = None) -> Iterator[Moment | None]:
-        """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment."""
+    def call(
+        self, denoiser: str, timestep: Any, sample: Any = None, grid: Callable[[], Grid | None] = lambda: None
+    ) -> Iterator[Moment | None]:
+        """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment.
+
+        `grid` tells its tokens; it is asked within a run only.
+        """
         by_hand = self._guidance.named and self._branch is None
         if not self._running or not self._here or by_hand:
             yield None
             return
-        before, self._now = self._now, self._advance(denoiser, timestep, sample)
+        before, self._now = self._now, self._advance(denoiser, timestep, sample, grid())
         try:
             yield self._now
         finally:
@@ -106,7 +115,7 @@ class Clock:
         self._timestep = self._sample = None
         self._seen: list[str] = []
 
-    def _advance(self, denoiser: str, timestep: Any, sample: Any) -> Moment:
+    def _advance(self, denoiser: str, timestep: Any, sample: Any, grid: Grid | None) -> Moment:
         branch = self._branch or self._unnamed_branch(timestep, sample)
         if self._chunked and self._started and _value(timestep) > _value(self._timestep):
             self._chunk += 1
@@ -118,7 +127,7 @@ class Clock:
         self._started = True
         self._seen.append(branch)
         self._timestep, self._sample = timestep, sample
-        return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser)
+        return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser, grid)
 
     def _unnamed_branch(self, timestep: Any, sample: Any) -> str:
         order = self._guidance.order

@@ -17,6 +17,10 @@ class MethodCase:
     active: dict[str, Any]
     identity: dict[str, Any]
     acted: Callable[[dict[str, Any]], bool]
+    # A cache adds what it kept, so that equal inputs must give equal outputs on every step.
+    exact_on_equal_inputs: bool = False
+    # How far, relative to the result, the forms of its operations may be apart.
+    forms_apart: float = 1e-4
 
 
 METHODS = {
@@ -27,6 +31,21 @@ METHODS = {
             active={"cache": "delta"},
             identity={"cache": "delta", "interval": 1},
             acted=lambda report: report["reused"] > 0,
+            exact_on_equal_inputs=True,
+            forms_apart=0.0,
+        ),
+        MethodCase(
+            "pisa",
+            # The tiny models have two blocks of transformer and eight of tokens.
+            active={"attention": "pisa", "density": 0.5, "dense_layers": 1},
+            identity={"attention": "pisa", "density": 1.0},
+            acted=lambda report: report["sparse"] > 0 and report["density"] < 1,
+        ),
+        MethodCase(
+            "adaspa",
+            active={"attention": "adaspa", "density": 0.5},
+            identity={"attention": "adaspa", "density": 1.0},
+            acted=lambda report: report["sparse"] > 0 and report["searched"] > 0 and report["density"] < 1,
         ),
     )
 }

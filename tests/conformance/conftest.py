@@ -1,4 +1,8 @@
-"""One built pipeline and one plain result per family, shared by all tests of a session."""
+"""The grid of methods and families; one built pipeline and one plain result per family, shared by all tests.
+
+Each test takes every family with one of the methods, the next test with the next, so that a run of the tests meets
+every method and every family many times. `--grid=whole` takes every family with every method.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conformance.cases import FAMILIES, METHODS, MethodCase
+from tests.conformance.cases import FAMILIES, METHODS
 from tests.tiny_pipelines import TinyCase
 
 
@@ -18,14 +22,24 @@ def _built(name: str) -> tuple[Any, torch.Tensor]:
     return pipe, FAMILIES[name].run(pipe)
 
 
-@pytest.fixture(params=sorted(FAMILIES))
-def case(request: pytest.FixtureRequest) -> TinyCase:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(params=sorted(METHODS))
-def method(request: pytest.FixtureRequest) -> MethodCase:
-    return METHODS[request.param]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    wanted = {"method", "case"} & set(metafunc.fixturenames)
+    if wanted != {"method", "case"}:
+        return
+    marker = metafunc.definition.get_closest_marker("methods_with")
+    traits = marker.kwargs if marker else {}
+    families = sorted(FAMILIES)
+    methods = sorted(name for name, m in METHODS.items() if all(getattr(m, k) == v for k, v in traits.items()))
+    pairs = [(method, family) for family in families for method in methods]
+    if metafunc.config.getoption("grid") != "whole":
+        # The test's name decides where it starts, so that a new test changes no other.
+        start = sum(map(ord, metafunc.function.__name__))
+        pairs = [(methods[(start + place) % len(methods)], family) for place, family in enumerate(families)]
+    metafunc.parametrize(
+        ("method", "case"),
+        [(METHODS[method], FAMILIES[family]) for method, family in pairs],
+        ids=[f"{family}-{method}" for method, family in pairs],
+    )
 
 
 @pytest.fixture

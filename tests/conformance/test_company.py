@@ -11,15 +11,24 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 import accel
 from accel.errors import AccelWarning
-from tests.conformance.cases import METHODS
+from tests.conformance.cases import METHODS, MethodCase
 from tests.conformance.snapshot import snapshot
-from tests.tiny_pipelines import TINY, add_lora
+from tests.tiny_pipelines import TINY, TinyCase, add_lora
 
 METHOD = METHODS["delta"]
 
 
 def reused(session: Any) -> int:
     return session.summary().to_dict()["runs"][-1]["methods"]["delta"]["reused"]
+
+
+def acted(session: Any, method: MethodCase) -> bool:
+    return method.acted(session.summary().to_dict()["runs"][-1]["methods"][method.name])
+
+
+def _pair(name: str) -> tuple[TinyCase, MethodCase]:
+    family, method = name.split("-")
+    return TINY[family], METHODS[method]
 
 
 class Doubling(ModelHook):
@@ -29,26 +38,26 @@ class Doubling(ModelHook):
         return output * 1.01
 
 
-@pytest.mark.parametrize("name", ["wan", "wan22", "flux"])
+@pytest.mark.parametrize("name", ["wan-delta", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-delta", "flux-pisa"])
 @pytest.mark.parametrize("when", ["before", "while enabled"])
 def test_lora(name: str, when: str) -> None:
-    case = TINY[name]
+    case, method = _pair(name)
     pipe = case.build()
     plain = case.run(pipe)
     if when == "before":
         add_lora(pipe)
-    session = accel.enable(pipe, **METHOD.active)
+    session = accel.enable(pipe, **method.active)
     if when != "before":
         add_lora(pipe)
     accelerated = case.run(pipe)
-    assert reused(session) > 0
+    assert acted(session, method)
     session.disable()
     with_lora = case.run(pipe)
     other = case.build()
     case.run(other)
     add_lora(other)
     assert torch.equal(case.run(other), with_lora), "the bits of the plain pipeline with that LoRA"
-    with accel.enable(other, **METHOD.active):
+    with accel.enable(other, **method.active):
         assert torch.equal(case.run(other), accelerated)
     assert not torch.equal(plain, with_lora)
     for part in filter(None, (pipe.transformer, getattr(pipe, "transformer_2", None))):
@@ -94,20 +103,20 @@ def test_hooks_of_the_user_stay_in_any_order(when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan22", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan22-delta", "wan22-pisa", "cogvideox-delta", "cogvideox-adaspa"])
 def test_model_offload(name: str, when: str) -> None:
-    case = TINY[name]
+    case, method = _pair(name)
     pipe = case.build()
     plain = case.run(pipe)
-    with accel.enable(pipe, **METHOD.active):
+    with accel.enable(pipe, **method.active):
         accelerated = case.run(pipe)
     if when == "before":
         pipe.enable_model_cpu_offload(device="cpu")
-    session = accel.enable(pipe, **METHOD.active)
+    session = accel.enable(pipe, **method.active)
     if when != "before":
         pipe.enable_model_cpu_offload(device="cpu")
     assert torch.equal(case.run(pipe), accelerated)
-    assert reused(session) > 0
+    assert acted(session, method)
     session.disable()
     assert torch.equal(case.run(pipe), plain)
     pipe.remove_all_hooks()
@@ -115,11 +124,12 @@ def test_model_offload(name: str, when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-def test_group_offload(when: str) -> None:
-    case = TINY["flux"]
+@pytest.mark.parametrize("name", ["flux-delta", "flux-adaspa"])
+def test_group_offload(name: str, when: str) -> None:
+    case, method = _pair(name)
     pipe = case.build()
     plain = case.run(pipe)
-    with accel.enable(pipe, **METHOD.active):
+    with accel.enable(pipe, **method.active):
         accelerated = case.run(pipe)
 
     def offload() -> None:
@@ -129,21 +139,21 @@ def test_group_offload(when: str) -> None:
 
     if when == "before":
         offload()
-    session = accel.enable(pipe, **METHOD.active)
+    session = accel.enable(pipe, **method.active)
     if when != "before":
         offload()
     assert torch.equal(case.run(pipe), accelerated)
-    assert reused(session) > 0
+    assert acted(session, method)
     session.disable()
     assert torch.equal(case.run(pipe), plain)
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan", "flux"])
+@pytest.mark.parametrize("name", ["wan-delta", "wan-adaspa", "flux-delta", "hunyuan_video-pisa"])
 def test_compiled_repeated_blocks_stay_one_graph(name: str, when: str) -> None:
-    case = TINY[name]
+    case, method = _pair(name)
     pipe = case.build()
-    with accel.enable(pipe, **METHOD.active):
+    with accel.enable(pipe, **method.active):
         eager = case.run(pipe)
 
     def compile_blocks() -> None:
@@ -153,14 +163,14 @@ def test_compiled_repeated_blocks_stay_one_graph(name: str, when: str) -> None:
     if when == "before":
         compile_blocks()
     compiled = [vars(block).get("_compiled_call_impl") for block in pipe.transformer.modules()]
-    session = accel.enable(pipe, **METHOD.active)
+    session = accel.enable(pipe, **method.active)
     if when != "before":
         compile_blocks()
     torch._dynamo.utils.counters.clear()
     result = case.run(pipe)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "the blocks ran compiled"
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert reused(session) > 0
+    assert acted(session, method)
     torch.testing.assert_close(result, eager, rtol=1e-4, atol=1e-4)
     session.disable()
     if when == "before":
@@ -267,3 +277,21 @@ def test_image_to_image_and_true_guidance_on_pipelines_that_do_not_name_their_br
     assert all(count % 2 == 0 for count in run["methods"]["delta"]["reused_by_step"])
     assert reused(session) > 0
     assert torch.equal(case.run(pipe, **call), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("wan22", "pisa"), ("wan_vace", "adaspa"), ("flux_controlnet", "pisa"), ("cogvideox", "adaspa")],
+)
+def test_a_cache_and_a_sparse_attention_together(name: str, attention: str) -> None:
+    case, sparse, cache = TINY[name], METHODS[attention], METHODS["delta"]
+    pipe = case.build()
+    plain = case.run(pipe)
+    before = snapshot(pipe)
+    with accel.enable(pipe, **sparse.active, **cache.active) as session:
+        first, second = case.run(pipe), case.run(pipe)
+    assert acted(session, sparse) and acted(session, cache)
+    assert torch.equal(first, second)
+    assert (first - plain).norm() < 0.3 * plain.norm()
+    assert snapshot(pipe) == before
+    assert torch.equal(case.run(pipe), plain)

@@ -120,6 +120,7 @@ def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
     return {name: case.call[name][..., :height, :] for name in ("video", "control_image") if name in case.call}
 
 
+@pytest.mark.methods_with(exact_on_equal_inputs=True)
 def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyCase, pipe: Any) -> None:
     """On a step that reuses, too, and where the parent adds hints or residuals between the blocks.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import accel
 from accel.kernels.forms import use
@@ -14,7 +13,7 @@ from tests.tiny_pipelines import TINY
 @pytest.mark.interpreter
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 @pytest.mark.parametrize("name", ["wan", "flux"])
-def test_the_triton_form_gives_the_bits_of_the_cpu_form(name: str, method: MethodCase) -> None:
+def test_the_triton_form_gives_what_the_cpu_form_gives(name: str, method: MethodCase) -> None:
     case = TINY[name]
     pipe = case.build()
     results = {}
@@ -22,4 +21,5 @@ def test_the_triton_form_gives_the_bits_of_the_cpu_form(name: str, method: Metho
         with use(form), accel.enable(pipe, **method.active) as session:
             results[form] = case.run(pipe)
         assert method.acted(session.summary().to_dict()["runs"][0]["methods"][method.name])
-    assert torch.equal(results["cpu"], results["triton"])
+    apart = (results["cpu"] - results["triton"]).norm() / results["cpu"].norm()
+    assert apart <= method.forms_apart

@@ -1,7 +1,12 @@
 """The calls that are compiled ahead of time: a kernel joins with a line for each of its variants."""
 
+from typing import Any
+
 import torch
 
+from accel.kernels.block_attention import triton as attention
+from accel.kernels.block_mass import triton as mass
+from accel.kernels.block_statistics import triton as statistics
 from accel.kernels.delta import triton as delta
 from tests.aot import NARROW_LOAD, WIDE_LOAD, WIDE_STORE, Case
 
@@ -42,6 +47,81 @@ def apply(name: str, input: torch.Tensor, change: torch.Tensor) -> Case:
     )
 
 
+def tokens(dtype: torch.dtype, size: int) -> torch.Tensor:
+    """A long video's queries, keys or values: 12 heads, and a last block that is short."""
+    return meta(dtype, 2, 32_760, 12, size)
+
+
+def sizes(block: int) -> torch.Tensor:
+    return meta(torch.int32, 2, -(-32_760 // block))
+
+
+def block_statistics(
+    name: str, dtype: torch.dtype, size: int, block: int = 64, spread: bool = False, **more: Any
+) -> Case:
+    """With `spread`, with sizes too."""
+    key, value = tokens(dtype, size), tokens(dtype, size)
+    held = sizes(block) if spread else None
+    return Case(
+        f"block_statistics-{name}",
+        lambda arch: statistics.block_statistics(key, value, block, held, True, spread),
+        forbids={"_block_statistics": (r"\.tf32",)},
+        **more,
+    )
+
+
+def block_mass(name: str, dtype: torch.dtype, size: int, block: int = 64, padded: bool = False, **more: Any) -> Case:
+    query, key = tokens(dtype, size), tokens(dtype, size)
+    lse, means = meta(F32, 2, 12, 32_760), meta(F32, *sizes(block).shape, 12, size)
+    held = sizes(block) if padded else None
+    return Case(
+        f"block_mass-{name}",
+        lambda arch: mass.block_mass(query, key, lse, block, held, held, means, 0.1),
+        forbids={"_block_mass": (r"\.tf32",), "_tail_mass": (r"\.tf32",)},
+        **more,
+    )
+
+
+def block_attention(
+    name: str, dtype: torch.dtype, size: int, beside: str = "", block: int = 64, *, padded: bool = False, **more: Any
+) -> Case:
+    """`beside` names what is attended to besides lists of 40 blocks: some of tail, hybrid, prior."""
+    query = tokens(dtype, size) if padded else meta(dtype, 2, 32_768, 12, size)
+    held = sizes(block) if padded else None
+    batch, length, heads, _ = query.shape
+    rows = sizes(block).shape[1]
+    tail, hybrid, prior = (word in beside for word in ("tail", "hybrid", "prior"))
+    mean = meta(F32, batch, rows, heads, size) if tail or hybrid else None
+    return Case(
+        f"block_attention-{name}",
+        lambda arch: attention.block_attention(
+            query,
+            query,
+            query,
+            meta(torch.int32, batch, heads, rows, 40),
+            meta(torch.int32, batch, heads, rows),
+            block,
+            held,
+            mean,
+            mean,
+            meta(F32, batch, heads, size, size) if hybrid else None,
+            query if prior else None,
+            meta(F32, batch, heads, length) if prior else None,
+            0.1,
+        ),
+        **more,
+    )
+
+
+# What multiplies the matrices, and what reads ahead while it does, where each is at hand.
+TENSOR_CORES = {80: r"mma\.sync", 89: r"mma\.sync", 90: r"wgmma\.mma_async", 100: r"tcgen05\.mma", 120: r"mma\.sync"}
+AHEAD = r"cp\.async\.c[ag]"
+# Bytes that attention may store and load where a thread's 255 registers are all there is, by what is attended to
+# besides the lists; outside of the loop over the lists, which alone fits.
+SPILLS = {"": 0, "tail": 64, "hybrid": 64, "hybrid-prior": 256}
+# Products of float32 that are shortened.
+IEEE = {"attend": (r"\.tf32",)}
+
 CASES = [
     compute("bf16", meta(BF16, *USUAL), meta(BF16, *USUAL)),
     compute("f32-previous", meta(F32, *USUAL), meta(F32, *USUAL), meta(F32, *USUAL)),
@@ -52,4 +132,64 @@ CASES = [
     apply("f16-huge", meta(F16, *HUGE), meta(F16, *HUGE)),
     Case("compute_delta-odd", lambda arch: delta.compute_delta(*[meta(BF16, 3, 333)] * 3), {}, {}),
     Case("apply_delta-odd", lambda arch: delta.apply_delta(*[meta(F32, 3, 333)] * 2), {}, {}),
+    Case(
+        "block_means",
+        lambda arch: statistics.block_means(tokens(BF16, 128), 64, None),
+        {"_block_means": (WIDE_LOAD,)},
+        {},
+    ),
+    *(
+        case
+        for arch, cores in TENSOR_CORES.items()
+        for size in (64, 128)
+        for case in (
+            block_statistics(
+                f"bf16-{size}-on-{arch}", BF16, size, requires={"_block_statistics": (cores,)}, archs=(arch,)
+            ),
+            block_mass(f"bf16-{size}-on-{arch}", BF16, size, requires={"_block_mass": (cores, AHEAD)}, archs=(arch,)),
+        )
+    ),
+    block_statistics("f16-128-spread", F16, 128, spread=True, requires={}, spills={120: 32}),
+    block_statistics("f16-64-spread", F16, 64, spread=True, requires={}),
+    block_mass("f16-128-sizes", F16, 128, padded=True, requires={}),
+    block_mass("f16-64-sizes", F16, 64, padded=True, requires={}),
+    block_statistics("bf16-128-large-spread", BF16, 128, 128, spread=True, requires={}, archs=(80, 100, 120)),
+    block_mass("bf16-128-large", BF16, 128, 128, padded=True, requires={}, archs=(90, 100)),
+    block_statistics("f32-128-large-spread", F32, 128, 128, spread=True, requires={}, archs=(80, 90, 100)),
+    block_mass("f32-128-large", F32, 128, 128, padded=True, requires={}, archs=(80, 90, 100)),
+    block_mass("f32-64", F32, 64, requires={}, archs=(80, 90, 100), spills={80: 32}),
+    *(
+        case
+        for arch, cores in TENSOR_CORES.items()
+        for size in (64, 128)
+        for case in (
+            block_attention(
+                f"{beside or 'listed'}-bf16-{size}-on-{arch}",
+                BF16,
+                size,
+                beside,
+                padded="prior" in beside,
+                requires={"attend": (cores, AHEAD, WIDE_LOAD, WIDE_STORE)},
+                forbids={},
+                archs=(arch,),
+                spills={} if arch in (90, 100) else {arch: SPILLS[beside]},
+            )
+            for beside in SPILLS
+        )
+    ),
+    block_attention("f16-112", F16, 112, "hybrid-prior", padded=True, requires={}, forbids={}, archs=(80, 90)),
+    block_attention("bf16-128-large", BF16, 128, "hybrid", 128, padded=True, requires={}, forbids={}, archs=(90, 100)),
+    *(
+        block_attention(
+            f"f32-{size}", F32, size, "hybrid-prior", padded=True, requires={}, forbids=IEEE, archs=(80, 90, 100)
+        )
+        for size in (64, 128)
+    ),
+    Case(
+        "dense_attention",
+        lambda arch: attention.dense_attention(*[tokens(BF16, 128)] * 3, sizes(64), 64, 0.1),
+        requires={},
+        forbids={},
+        archs=(90,),
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Every Triton kernel, compiled for GPUs that need not be there: it fits, spills nothing, accesses widely."""
+"""Every Triton kernel, compiled for GPUs that need not be there: it fits, spills as it may, accesses widely."""
 
 import ast
 import re
@@ -25,9 +25,13 @@ def test_kernels_of_a_case(compiled, case, arch):
     kernels = [kernel for kernel in compiled if (kernel.case, kernel.arch) == (case.name, arch)]
     assert {kernel.kernel for kernel in kernels} >= {*case.requires, *case.forbids} and kernels
     for kernel in kernels:
-        assert kernel.spilled == 0, kernel
+        assert kernel.spilled <= case.spills.get(arch, 0), kernel
         assert kernel.shared <= SHARED_LIMIT[arch], kernel
         assert not kernel.missing and not kernel.unwanted, kernel
+
+
+def test_nothing_may_spill_where_registers_are_plenty():
+    assert not [case.name for case in aot_cases.CASES if case.spills.keys() & {90, 100}]
 
 
 def test_every_kernel_that_is_launched_has_a_case(compiled):

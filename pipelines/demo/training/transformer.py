@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of this stage: its checkpoint is <work>/<name>.pt")
     parser.add_argument("--init", help="name of an earlier stage, whose averaged weights this one begins with")
     parser.add_argument("--work", type=Path, default=Path("outputs/training"), help="folder with vae/ and latents/")
-    parser.add_argument("--steps", type=int, required=True, help="steps in all; it may be changed until the decay begins, at 70 %% of it")
+    parser.add_argument("--steps", type=int, required=True, help="steps in all; may change until 70 %% of it")
     parser.add_argument("--tokens", type=int, default=4224, help="tokens a step and process")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on all learning rates")
     parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")

@@ -1,0 +1,89 @@
+"""AdaSpa, adaptive block-sparse attention (arXiv 2502.21079): blocks found by a precise search, kept for many steps.
+
+Patterns of attention depend on prompt, layer and head, but hardly change from step to step. So the exact attention mass
+of every block is measured at a few steps, each query block keeps the key blocks with most of it, and heads whose mass
+is concentrated give part of their budget to heads whose mass is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from accel.kernels.selection import head_budgets, kept_number, top_blocks
+from accel.methods.base import Context, Keyword, MethodConfig, register
+from accel.methods.block_search import BlockSearch
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention
+from accel.methods.sparse_call import Blocks, SparseCall, Tail, highest_blocks
+from accel.runtime.clock import Moment
+
+
+class AdaSpaConfig(MethodConfig):
+    """Settings of adaptive block-sparse attention.
+
+    Attributes:
+        density: Fraction of the image's key blocks that a query block attends, in the mean over heads; text comes on
+            top. 1 gives the bits of the plain pipeline. The paper uses 0.2.
+        search_steps: Where in the run the search looks, as fractions of its steps; the steps before the first are
+            dense. The paper's steps 10 and 30 of 50 are 0.2 and 0.6.
+        head_adaptive: Whether heads share their budgets (section 3.4 of the paper).
+        recall: Share of the mass from which a head counts as concentrated. The paper uses 0.8.
+        tail: What the other blocks become: "none" (dropped, as published), or "zeroth" or "hybrid" as in PISA, which is
+            ours.
+        block_size: Tokens of a block.
+        tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film. The paper
+            does not say; ours.
+    """
+
+    method: ClassVar[str] = "adaspa"
+    keyword: ClassVar[Keyword] = "attention"
+
+    density: Density = 0.2
+    search_steps: Places = (0.2, 0.6)
+    head_adaptive: bool = True
+    recall: Fraction = 0.8
+    tail: Tail = "none"
+    block_size: BlockSize = 64
+    tiling: bool = True
+
+
+@register(AdaSpaConfig)
+class AdaSpa(SparseAttention):
+    """Adaptive block-sparse attention on one pipeline."""
+
+    config: Any
+
+    def __init__(self, config: AdaSpaConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._search = BlockSearch(config.search_steps)
+
+    def start_run(self, num_steps: int) -> None:
+        super().start_run(num_steps)
+        self._search.start_run(num_steps)
+
+    def end_run(self) -> None:
+        super().end_run()
+        self._search.clear()
+
+    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+        return moment.step < self._search.first or self.config.density == 1.0
+
+    def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
+        tail = self.config.tail
+        statistics = None if tail == "none" else call.statistics(first_order=tail == "hybrid")
+        out, chosen = self._search.attend(call, self._choose, statistics)
+        self.context.recorder.held(self.config.method, self._search.held_bytes)
+        if out is not None:
+            return out, None
+        return call.attend(chosen, tail, statistics), chosen[1]
+
+    def _choose(self, call: SparseCall, mass: Tensor, tail_mass: Tensor | None) -> Blocks:
+        scores = mass if tail_mass is None else (mass - tail_mass).abs()
+        if not self.config.head_adaptive:
+            return highest_blocks(call, scores, self.config.density)
+        words = call.text.stop - call.text.start
+        keep = head_budgets(mass[..., call.image], self.config.density, self.config.recall) + words
+        # No head gets more than half as much again.
+        widest = kept_number(self.config.density, call.image.stop - call.image.start) * 3 // 2 + words
+        return top_blocks(scores, keep, always=call.always, sizes=call.sizes, width=widest)

@@ -1,0 +1,97 @@
+"""AdaSpa's precise search (arXiv 2502.21079, sections 3.2 and 3.3): rarely, exactly, and cheaply the second time.
+
+The first search of a layer is fused: it computes dense attention, keeps the log-sum-exp of every query and measures
+how much attention falls on each key block. Later searches reuse that log-sum-exp, since the ranking of blocks hardly
+depends on it, and cost a product of queries and keys alone. Between searches the choice stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from accel.kernels.block_attention import dense_attention
+from accel.kernels.block_mass import block_mass
+from accel.kernels.block_statistics import BlockStatistics
+from accel.methods.sparse_call import Blocks, SparseCall
+from accel.runtime.state import BranchState
+
+Choose = Callable[[SparseCall, Tensor, Tensor | None], Blocks]
+
+
+@dataclass
+class _Layer:
+    lse: Tensor
+    chosen: Blocks
+    searched: int
+
+    def fits(self, call: SparseCall) -> bool:
+        image = call.image_query
+        return self.lse.shape == (image.shape[0], image.shape[2], image.shape[1]) and self.lse.device == image.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.lse.nbytes + sum(part.nbytes for part in self.chosen)
+
+
+class BlockSearch:
+    """The searches of one method; `steps` are fractions of a run."""
+
+    def __init__(self, steps: tuple[float, ...]) -> None:
+        self._fractions = steps
+        self._steps: list[int] = []
+        self._state: BranchState[dict[int, _Layer]] = BranchState(dict)
+
+    def start_run(self, num_steps: int) -> None:
+        """Forgets what was found and places the searches in a run of so many steps."""
+        self.clear()
+        self._steps = sorted({math.ceil(fraction * num_steps) for fraction in self._fractions})
+
+    def clear(self) -> None:
+        """Forgets what was found."""
+        self._state.clear()
+
+    @property
+    def first(self) -> int:
+        """The step of the first search."""
+        return self._steps[0] if self._steps else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory that the found choices and log-sum-exps take."""
+        return sum(layer.nbytes for branch in self._state.values() for layer in branch.values())
+
+    def attend(
+        self, call: SparseCall, choose: Choose, statistics: BlockStatistics | None
+    ) -> tuple[Tensor | None, Blocks]:
+        """The choice for this call, and where a first search was due, its dense output in the call's order."""
+        layers = self._state.at(call.moment)
+        due = max((step for step in self._steps if step <= call.moment.step), default=0)
+        layer = layers.get(call.layer)
+        mean_key = None if statistics is None else statistics.mean_key
+        if layer is None or not layer.fits(call):
+            out, lse = dense_attention(
+                call.query, call.key, call.value, block_size=call.block_size, sizes=call.sizes, scale=call.scale
+            )
+            lse = lse[:, :, call.rows(call.image)].contiguous()
+            layers[call.layer] = _Layer(lse, self._look(call, lse, choose, mean_key), due)
+            return out, layers[call.layer].chosen
+        if layer.searched < due:
+            layers[call.layer] = layer = _Layer(layer.lse, self._look(call, layer.lse, choose, mean_key), due)
+        return None, layer.chosen
+
+    def _look(self, call: SparseCall, lse: Tensor, choose: Choose, mean_key: Tensor | None) -> Blocks:
+        mass, tail_mass = block_mass(
+            call.image_query,
+            call.key,
+            lse,
+            call.block_size,
+            call.sizes,
+            query_sizes=call.sizes[:, call.image].contiguous(),
+            mean_key=mean_key,
+            scale=call.scale,
+        )
+        return choose(call, mass, tail_mass)

@@ -1,0 +1,124 @@
+"""PISA, piecewise sparse attention (arXiv 2602.01077): exact where it matters, a Taylor piece for every other block.
+
+Nothing is dropped: a block that is not attended exactly enters the same softmax as one token of its mean key and value
+and the block's weight, and in the hybrid form with a first-order term that all such blocks share (equations in
+`accel.kernels.block_attention`). Which blocks are exact is decided anew at every call from block means, or, as ours, by
+AdaSpa's precise search, scored by what the tail gets wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from accel.kernels.block_statistics import BlockStatistics
+from accel.kernels.selection import threshold_blocks
+from accel.methods.base import Context, Keyword, MethodConfig, register
+from accel.methods.block_search import BlockSearch
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention
+from accel.methods.sparse_call import Blocks, SparseCall, Tail, block_scores, highest_blocks
+from accel.pipelines.facts import Family
+from accel.runtime.clock import Moment
+
+Router = Literal["mean", "covariance", "threshold", "search"]
+
+
+class PISAConfig(MethodConfig):
+    """Settings of piecewise sparse attention. None means the published value for videos or for images.
+
+    Attributes:
+        density: Fraction of the image's key blocks that each query block attends exactly; text comes on top. 1 gives
+            the bits of the plain pipeline. Published: 0.125 for videos, 0.15 for images.
+        tail: What the other blocks become: "hybrid" (the published form), "zeroth" (means alone), "none" (dropped).
+        router: How the exact blocks are chosen: "mean" (block means; published for videos), "covariance" (block means
+            and the spread inside a block; published for images), "threshold" (mean and deviation of a row's scores,
+            after Sol-Attn, arXiv 2607.24027; the density is then a wish, met for normally distributed scores),
+            "search" (AdaSpa's search, arXiv 2502.21079, by the error of the tail; this is ours).
+        block_size: Tokens of a block.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense. Published: 0.3 for Wan 1.3B and 0.2
+            for Wan 14B and HunyuanVideo (0.25 here), none for images.
+        dense_layers: Blocks of the transformer, from the first, that stay dense. Published: 1 for videos, 4 for images.
+        search_steps: Where in the run the router "search" looks, as fractions of its steps.
+        tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film.
+    """
+
+    method: ClassVar[str] = "pisa"
+    keyword: ClassVar[Keyword] = "attention"
+
+    density: Density | None = None
+    tail: Tail = "hybrid"
+    router: Router | None = None
+    block_size: BlockSize = 64
+    dense_steps: Fraction | None = None
+    dense_layers: Annotated[int, Field(ge=0)] | None = None
+    search_steps: Places = (0.25, 0.6)
+    tiling: bool = True
+
+    def resolved(self, family: Family) -> PISAConfig:
+        """The same with the published values where nothing is said."""
+        published = _VIDEO if family.makes_videos else _IMAGE
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return type(self)(**{**published, **given})
+
+
+_VIDEO = {"density": 0.125, "router": "mean", "dense_steps": 0.25, "dense_layers": 1}
+_IMAGE = {"density": 0.15, "router": "covariance", "dense_steps": 0.0, "dense_layers": 4}
+
+
+@register(PISAConfig)
+class PISA(SparseAttention):
+    """Piecewise sparse attention on one pipeline."""
+
+    config: Any
+
+    def __init__(self, config: PISAConfig, context: Context) -> None:
+        super().__init__(config.resolved(context.facts.family), context)
+        self._search = BlockSearch(config.search_steps)
+
+    def start_run(self, num_steps: int) -> None:
+        super().start_run(num_steps)
+        self._search.start_run(num_steps)
+
+    def end_run(self) -> None:
+        super().end_run()
+        self._search.clear()
+
+    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+        config = self.config
+        early = moment.step < math.ceil(config.dense_steps * moment.num_steps)
+        return early or layer < config.dense_layers or config.density == 1.0
+
+    def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
+        config = self.config
+        statistics = call.statistics(first_order=config.tail == "hybrid", spread=config.router == "covariance")
+        if config.router == "search":
+            out, chosen = self._search.attend(call, self._by_error, statistics)
+            if out is not None:
+                return out, None
+        else:
+            chosen = self._route(call, statistics)
+        return call.attend(chosen, config.tail, statistics), chosen[1]
+
+    def _route(self, call: SparseCall, statistics: BlockStatistics) -> Blocks:
+        """Block means decide (section 3.2 of the paper); text blocks are always in."""
+        scores = block_scores(call, statistics.mean_key)
+        if self.config.router == "threshold":
+            return threshold_blocks(scores, deviations(self.config.density), always=call.always, sizes=call.sizes)
+        if self.config.router == "covariance" and statistics.spread is not None:
+            spread = (statistics.spread + 1e-5).log()
+            scores = scores + spread.repeat_interleave(scores.shape[1] // spread.shape[1], 1)[:, :, None]
+        return highest_blocks(call, scores, self.config.density)
+
+    def _by_error(self, call: SparseCall, mass: Tensor, tail_mass: Tensor | None) -> Blocks:
+        """The blocks whose mass the tail gets most wrong; without a tail, those with the largest mass."""
+        scores = mass if tail_mass is None or self.config.tail == "none" else (mass - tail_mass).abs()
+        return highest_blocks(call, scores, self.config.density)
+
+
+def deviations(density: float) -> float:
+    """The threshold in standard deviations above the mean that keeps this share of normally distributed scores."""
+    return NormalDist().inv_cdf(1 - density) if density < 1 else -math.inf

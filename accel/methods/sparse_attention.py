@@ -1,0 +1,176 @@
+"""What the sparse attentions share: where they stand, which calls they leave to diffusers, and the record.
+
+A method decides for each call which key blocks every query block attends exactly; here is everything around that.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from accel.errors import AccelError, AccelWarning
+from accel.kernels.blocks import LARGEST_HEAD
+from accel.methods.base import Context, Method, Slot
+from accel.methods.sparse_call import NotInBlocks, SparseCall, exact_share, put_into_blocks, text_lengths
+from accel.pipelines.attention import (
+    AttentionCall,
+    AttentionModuleSite,
+    StandIn,
+    find_attention,
+    processor_for,
+    serve,
+    text_length,
+)
+from accel.pipelines.sites import BlockSite
+from accel.runtime.clock import Moment
+from accel.runtime.recorder import RunRecord
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Density = Annotated[float, Field(gt=0.0, le=1.0)]
+BlockSize = Literal[32, 64, 128]
+# A file has a list for it.
+Places = Annotated[tuple[Fraction, ...], Field(min_length=1, strict=False)]
+
+
+class SparseAttention(Method):
+    """A sparse attention on one pipeline; a subclass says which blocks are exact."""
+
+    slot: ClassVar[Slot] = "attention"
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self._padded: tuple[Tensor, Tensor] | None = None
+        self._installed: list[tuple[AttentionModuleSite, StandIn]] = []
+
+    @abstractmethod
+    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+        """Whether the configuration leaves this call to diffusers."""
+
+    @abstractmethod
+    def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
+        """The attention's output in the call's order, and the counts (B, H, NQ) of exact blocks; None where a search
+        made the call dense."""
+
+    def install(self) -> list[Callable[[], None]]:
+        denoisers = self.context.facts.denoisers
+        sites = [site for denoiser in denoisers for site in find_attention(denoiser)]
+        for site in sites:
+            _check_head_size(self.config.method, site)
+        self._installed = [(site, processor_for(site)) for site in sites]
+        undo = [site.replace(processor) for site, processor in self._installed]
+        undo += [
+            self.context.hooks.add(site.module, partial(self._in_block, site))
+            for denoiser in denoisers
+            for site in denoiser.blocks
+        ]
+        return undo
+
+    def start_run(self, num_steps: int) -> None:
+        gone = [site.path for site, processor in self._installed if site.module.processor is not processor]
+        if gone:
+            text = (
+                f"{len(gone)} attentions, first {gone[0]}, got another processor after enable and run plainly: "
+                "call accel.disable(pipe) and enable again"
+            )
+            self.context.recorder.note(text)
+            warnings.warn(text, AccelWarning, stacklevel=2)
+
+    def end_run(self) -> None:
+        self._padded = None
+
+    def _in_block(
+        self, site: BlockSite, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        moment = self.context.clock.now
+        if moment is None:
+            return proceed(*args, **kwargs)
+        with serve(partial(self._attend, moment, site.index), text_length(site, args, kwargs)):
+            return proceed(*args, **kwargs)
+
+    def _attend(
+        self, moment: Moment, layer: int, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
+    ) -> Tensor:
+        record, name = self.context.recorder, self.config.method
+        if self.scheduled_dense(moment, layer):
+            record.event(name, "dense", moment, layer)
+            return call.dense(query, key, value)
+        config = self.config
+        try:
+            arrangement, sparse_call = put_into_blocks(
+                moment,
+                layer,
+                (query, key, value),
+                call,
+                self._text_lengths(call, query),
+                config.block_size,
+                config.tiling,
+            )
+        except NotInBlocks as reason:
+            record.event(name, "dense", moment, layer)
+            record.fallback(name, str(reason))
+            return call.dense(query, key, value)
+        out, counts = self.sparse(sparse_call)
+        record.event(name, "searched" if counts is None else "sparse", moment, layer)
+        if counts is not None:
+            record.figure(name, "density", exact_share(sparse_call, counts))
+        return arrangement.restore(out)
+
+    def _text_lengths(self, call: AttentionCall, query: Tensor) -> Tensor | None:
+        """What the mask leaves of the texts; asked once for all blocks, because it waits for the device."""
+        if call.mask is None:
+            return None
+        if self._padded is None or self._padded[0] is not call.mask:
+            self._padded = call.mask, text_lengths(call, query.shape[1])
+        return self._padded[1]
+
+    def report(self, record: RunRecord) -> dict[str, Any]:
+        name = self.config.method
+        density = record.figures(name, "density")
+        sparse, searched, total = (record.count(name, what) for what in ("sparse", "searched", None))
+        mean = None if density is None else density.mean().item()
+        return {
+            "attention_calls": total,
+            "sparse": sparse,
+            "searched": searched,
+            "density": mean,
+            # Dense calls count as 1; a fused search is dense.
+            "overall_density": None if not total else (sparse * (mean or 0.0) + total - sparse) / total,
+            "sparse_by_step": record.count_by_step(name, "sparse"),
+            "held_bytes": record.held_bytes[name],
+        }
+
+    def describe(self, record: RunRecord) -> str:
+        report = self.report(record)
+        if not report["sparse"]:
+            return f"all {report['attention_calls']} attention calls were dense"
+        searched = f", {report['searched']} dense searches" if report["searched"] else ""
+        held = f", holding {report['held_bytes'] / 1e6:.1f} MB at most" if report["held_bytes"] else ""
+        return (
+            f"{report['sparse']} of {report['attention_calls']} attention calls sparse at density "
+            f"{report['density']:.3f}{searched}; {report['overall_density']:.3f} over all calls{held}"
+        )
+
+    def idle_reason(self, record: RunRecord) -> str | None:
+        name = self.config.method
+        if record.count(name, "sparse") or self.config.density == 1.0:
+            return None
+        reasons = [reason for method, reason in record.fallbacks if method == name]
+        return (
+            "; ".join(reasons) or f"none of {record.num_steps} steps is left to it: use more steps or fewer dense ones"
+        )
+
+
+def _check_head_size(method: str, site: AttentionModuleSite) -> None:
+    module: Any = site.module
+    size = module.inner_dim // module.heads
+    if size % 8 or not 8 <= size <= LARGEST_HEAD:
+        raise AccelError(
+            f"{method} has kernels for head sizes that are multiples of 8 up to {LARGEST_HEAD}; "
+            f"{site.denoiser}.{site.path} has heads of {size}"
+        )

@@ -1,0 +1,164 @@
+"""One sparse attention call: its tokens put into blocks, and what methods compute on them.
+
+Text queries are dense and text keys always exact. A mask must be the right padding of the text, which is handled
+exactly; with any other the call is for diffusers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from accel.kernels.arrangement import RASTER, Arrangement, arrange
+from accel.kernels.block_attention import block_attention, dense_attention
+from accel.kernels.block_statistics import BlockStatistics, block_means, block_statistics
+from accel.kernels.selection import kept_number, top_blocks
+from accel.pipelines.attention import AttentionCall
+from accel.runtime.clock import Moment
+
+Tail = Literal["hybrid", "zeroth", "none"]
+Blocks = tuple[Tensor, Tensor]
+
+
+class NotInBlocks(Exception):
+    """Why the tokens of a call cannot be put into blocks; the call runs dense then."""
+
+
+@dataclass(frozen=True)
+class SparseCall:
+    """One attention call, its tokens in the order of the arrangement.
+
+    Attributes:
+        query, key, value: (B, S, H, D) with text and image tokens in separate blocks.
+        sizes: (1 or B, N) int32, the tokens that count in each block.
+        image, text: which blocks are image and which are text, as slices of the blocks.
+    """
+
+    moment: Moment
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    sizes: Tensor
+    image: slice
+    text: slice
+    always: Tensor | None
+    block_size: int
+    scale: float | None
+
+    def rows(self, blocks: slice) -> slice:
+        """The tokens of some blocks."""
+        return slice(blocks.start * self.block_size, min(blocks.stop * self.block_size, self.query.shape[1]))
+
+    @property
+    def image_query(self) -> Tensor:
+        """The queries of the image tokens, (B, S_image, H, D)."""
+        return self.query[:, self.rows(self.image)]
+
+    def statistics(self, *, first_order: bool = False, spread: bool = False) -> BlockStatistics:
+        """Mean keys and values of all blocks, and what else is asked for."""
+        return block_statistics(
+            self.key, self.value, self.block_size, self.sizes, first_order=first_order, spread=spread
+        )
+
+    def attend(self, chosen: Blocks, tail: Tail, statistics: BlockStatistics | None) -> Tensor:
+        """Attention of the image queries over the chosen blocks and the tail, of the text queries over everything."""
+        given: dict[str, Any] = {}
+        if tail != "none" and statistics is not None:
+            given = {"mean_key": statistics.mean_key, "mean_value": statistics.mean_value}
+            if tail == "hybrid":
+                given["first_order"] = statistics.first_order
+        shared: dict[str, Any] = {"block_size": self.block_size, "sizes": self.sizes, "scale": self.scale}
+        out, _ = block_attention(self.image_query, self.key, self.value, chosen[0], chosen[1], **shared, **given)
+        if self.text.stop == self.text.start:
+            return out
+        words, _ = dense_attention(self.query[:, self.rows(self.text)], self.key, self.value, **shared)
+        return torch.cat([words, out] if self.text.start == 0 else [out, words], 1)
+
+
+def put_into_blocks(
+    moment: Moment,
+    layer: int,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    call: AttentionCall,
+    lengths: Tensor | None,
+    block_size: int,
+    tiling: bool,
+) -> tuple[Arrangement, SparseCall]:
+    """The query, key and value of a call in blocks of the moment's grid and of its text; or raises NotInBlocks.
+
+    `lengths`: (B,), how many text tokens of each sample count; all where None.
+    """
+    query = tensors[0]
+    batch, tokens = query.shape[:2]
+    words, image = call.text_length, math.prod(moment.grid or (0,))
+    if words is None or image == 0 or image + words != tokens:
+        raise NotInBlocks(f"the {tokens} tokens are not one grid of image tokens and {words or 0} of text")
+    if image < 2 * block_size:
+        raise NotInBlocks(f"{image} image tokens are fewer than two blocks of {block_size}")
+    arrangement = arrange(
+        moment.grid or (1, 1, image),
+        text=call.text if words else "none",
+        text_length=words,
+        block_size=block_size,
+        tile=None if tiling else RASTER,
+        device=query.device,
+    )
+    if lengths is None:
+        sizes = arrangement.sizes.repeat(batch, 1)
+    else:
+        sizes = arrangement.with_text_lengths(lengths.expand(batch))
+    query, key, value = (arrangement.apply(tensor) for tensor in tensors)
+    return arrangement, SparseCall(
+        moment=moment,
+        layer=layer,
+        query=query,
+        key=key,
+        value=value,
+        sizes=sizes,
+        image=arrangement.image,
+        text=arrangement.text,
+        always=arrangement.text_blocks if words else None,
+        block_size=block_size,
+        scale=call.scale,
+    )
+
+
+def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
+    """How many text tokens count in each sample, (B,) int32, where the mask hides the right padding of a text and no
+    more; or raises NotInBlocks."""
+    mask, words = call.mask, call.text_length or 0
+    if mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text != "suffix":
+        raise NotInBlocks("the mask is not the padding of a text behind the image")
+    valid = mask[:, 0, 0]
+    lengths = valid.sum(1)
+    padding = torch.arange(tokens, device=mask.device) >= lengths[:, None]
+    # One question to the device for both conditions.
+    if bool((valid == padding).any() | (lengths < tokens - words).any()):
+        raise NotInBlocks("the mask hides more than the padding of the text")
+    return (lengths - (tokens - words)).to(torch.int32)
+
+
+def highest_blocks(call: SparseCall, scores: Tensor, density: float) -> Blocks:
+    """In every row the density's share of the image's blocks, at least one, and all blocks of the text."""
+    keep = kept_number(density, call.image.stop - call.image.start) + call.text.stop - call.text.start
+    return top_blocks(scores, keep, always=call.always, sizes=call.sizes, width=keep)
+
+
+def block_scores(call: SparseCall, mean_key: Tensor) -> Tensor:
+    """(B, H, NQ, N) float32: scaled products of mean queries of the image and mean keys of all blocks."""
+    sizes = call.sizes[:, call.image].contiguous()
+    mean_query = block_means(call.image_query, call.block_size, sizes)
+    heads = mean_query.shape[2] // mean_key.shape[2]
+    scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+    return scale * mean_query.transpose(1, 2) @ mean_key.repeat_interleave(heads, 2).permute(0, 2, 3, 1)
+
+
+def exact_share(call: SparseCall, counts: Tensor) -> Tensor:
+    """The share of key blocks that the queries of the image attended exactly, (1,)."""
+    blocks = (call.sizes > 0).sum(1)[:, None, None]
+    return (counts / blocks).mean()[None]

@@ -1,0 +1,45 @@
+"""Sparse attention on the built-in model: densities and forms, against the plain pipeline.
+
+python -m bench.sparse_attention [--prompts 4] [--size standard] [--threads 1] [--write]
+
+All forms are dense for the same first quarter of the steps and in no layer, so that they differ in the attention
+alone; density counts the exact key blocks of a sparse call, and the last column but one all calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accel.config import AccelConfig
+from bench.comparison import Figure, Row, main
+
+DENSITIES = (0.5, 0.25, 0.125, 0.06)
+DENSE = 0.25
+_PISA = {"method": "pisa", "router": "mean", "dense_steps": DENSE, "dense_layers": 0}
+FORMS: dict[str, dict[str, Any]] = {
+    "dropped": {**_PISA, "tail": "none"},
+    "zeroth": {**_PISA, "tail": "zeroth"},
+    "PISA": {**_PISA, "tail": "hybrid"},
+    "AdaSpa": {"method": "adaspa", "search_steps": [DENSE, 0.6]},
+    "search": {**_PISA, "router": "search", "search_steps": [DENSE, 0.6]},
+}
+
+
+def rows(pipe: Any, prompts: list[str], steps: int) -> dict[str, Row]:
+    """The plain pipeline, and every form at every density."""
+    found = {"dense": Row(pipe, prompts, None, steps)}
+    for density in DENSITIES:
+        for name, form in FORMS.items():
+            config = AccelConfig.from_dict({"attention": {**form, "density": density}})
+            found[f"{name}, density {density:g}"] = Row(pipe, prompts, config, steps)
+    return found
+
+
+if __name__ == "__main__":
+    main(
+        "sparse_attention",
+        "Sparse attention on the built-in model",
+        __doc__,
+        rows,
+        Figure("overall_density", "overall_density", "density over all calls", "{:.3f}"),
+    )

@@ -1,0 +1,64 @@
+"""How the Triton form cuts its work on each architecture: a table, so that no run depends on what a tuner measured.
+
+A row of work is one query block, so the height of a tile is the block size. The table holds the rest for blocks of 64
+tokens and more; smaller blocks take the same warps with tiles as wide as their blocks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from triton import knobs
+from triton.runtime.driver import driver
+
+# The head sizes that a kernel computes with; a head is padded to the next one.
+HEADS = (64, 128)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The cut of one kernel.
+
+    Attributes:
+        columns: keys that one iteration takes; a block of more is taken in several.
+        warps: warps of one program.
+        stages: iterations that are in flight.
+        tokens: virtual tokens of the tail that one iteration takes.
+    """
+
+    columns: int
+    warps: int
+    stages: int
+    tokens: int
+
+
+# Half types, by compute capability (the largest that is not above the device's) and head.
+TILES: dict[int, dict[int, Tile]] = {
+    80: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=3, tokens=64)},
+    89: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=2, tokens=64)},
+    90: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=3, tokens=64)},
+    100: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=3, tokens=64)},
+    120: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=2, tokens=64)},
+}
+# float32, whose products no tensor core makes: nothing in flight, on every architecture.
+FLOAT32: dict[int, Tile] = {
+    64: Tile(columns=32, warps=4, stages=1, tokens=32),
+    128: Tile(columns=64, warps=8, stages=1, tokens=32),
+}
+
+
+def tile_for(dtype: torch.dtype, head_size: int, block_size: int) -> tuple[int, Tile]:
+    """The head that a kernel computes with, and the tile for the current device."""
+    head = next(head for head in HEADS if head >= head_size)
+    nearest = max((known for known in TILES if known <= _capability()), default=min(TILES))
+    tile = FLOAT32[head] if dtype == torch.float32 else TILES[nearest][head]
+    # A block of 128 rows holds twice the accumulators.
+    warps = tile.warps * 2 if block_size > 64 else tile.warps
+    return head, Tile(min(tile.columns, block_size), warps, tile.stages, tile.tokens)
+
+
+def _capability() -> int:
+    """The compute capability that Triton compiles for; 0 in the interpreter and on what has none."""
+    if knobs.runtime.interpret:
+        return 0
+    architecture = driver.active.get_current_target().arch
+    return architecture if isinstance(architecture, int) else 0

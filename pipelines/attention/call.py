@@ -1,0 +1,53 @@
+"""What a processor tells of one attention call, and the attention that diffusers would have computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
+
+Text = Literal["none", "prefix", "suffix"]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention, as the call itself shows it.
+
+    Attributes:
+        text: where the text stands among the tokens: nowhere, before the image or behind it.
+        text_length: tokens of text, padding included; None where the call does not tell (FLUX's single blocks are given
+            text and image as one).
+        mask: what diffusers' own processor would hand to its attention, or None.
+        dispatched: whether that is diffusers' dispatcher, with `backend` and `parallel`, or torch's own function.
+        scale: what scores are multiplied by; None is 1/sqrt(head size).
+    """
+
+    text: Text
+    text_length: int | None
+    mask: Tensor | None
+    dispatched: bool
+    backend: Any = None
+    parallel: Any = None
+    scale: float | None = None
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention as diffusers' own processor computes it, the same bits: (B, S, H, D) to (B, S, H, D)."""
+        if self.dispatched:
+            return dispatch_attention_fn(
+                query, key, value, attn_mask=self.mask, backend=self.backend, parallel_config=self.parallel
+            )
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask).transpose(1, 2)
+
+
+# Gets query, key and value (B, S, H, D) after norms and rotation, and returns the output (B, S, H, D).
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+    """The `attend` that changes nothing."""
+    return call.dense(query, key, value)

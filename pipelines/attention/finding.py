@@ -1,0 +1,112 @@
+"""From facts to the attention modules of one denoiser, and from a module to the processor that stands in there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from accel.errors import AccelError
+from accel.pipelines.attention.call import Attend
+from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
+from accel.pipelines.attention.flux import FluxJointAttention
+from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
+from accel.pipelines.attention.plain import PlainSelfAttention
+from accel.pipelines.attention.serving import served
+from accel.pipelines.attention.stand_in import StandIn
+from accel.pipelines.attention.wan import WanSelfAttention
+from accel.pipelines.facts import AttentionSite
+from accel.pipelines.sites import BlockSite, Denoiser
+
+_FORMS: dict[str, type[StandIn]] = {
+    original: form
+    for form in (
+        WanSelfAttention,
+        FluxJointAttention,
+        HunyuanVideoJointAttention,
+        CogVideoXJointAttention,
+        PlainSelfAttention,
+    )
+    for original in form.originals
+}
+
+
+@dataclass(frozen=True)
+class AttentionModuleSite:
+    """One attention module: the block it stands in, its path in the denoiser, and what the facts say of it."""
+
+    denoiser: str
+    block: BlockSite
+    path: str
+    module: nn.Module
+    fact: AttentionSite
+
+    def replace(self, processor: StandIn) -> Callable[[], None]:
+        """Puts the processor into the module; returns what puts the former one back, unless a third is there by then.
+
+        It sets the attribute and nothing else: `set_processor` of diffusers may unregister modules.
+        """
+        module: Any = self.module
+        before = module.processor
+        module.processor = processor
+
+        def undo() -> None:
+            if module.processor is processor:
+                module.processor = before
+            processor.retire()
+
+        return undo
+
+
+def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
+    """The self- and joint attentions of all blocks, in the order of the blocks; cross-attentions are left out.
+
+    Raises `AccelError` where a module's processor is none that a form of this package computes as.
+    """
+    sites = [
+        AttentionModuleSite(
+            denoiser.name, block, f"{block.path}.{fact.path}", block.module.get_submodule(fact.path), fact
+        )
+        for block in denoiser.blocks
+        for fact in block.stack.attention
+        if fact.kind != "cross"
+    ]
+    for site in sites:
+        _form(site)
+    return sites
+
+
+def processor_for(site: AttentionModuleSite, attend: Attend = served) -> StandIn:
+    """The processor that stands in for the module's own and gives its attention to `attend`.
+
+    Raises `AccelError` as `find_attention` does.
+    """
+    return _form(site)(site.module.processor, attend)
+
+
+def _form(site: AttentionModuleSite) -> type[StandIn]:
+    processor = site.module.processor
+    name = f"{site.denoiser}.{site.path}"
+    found = type(processor)
+    form = _FORMS.get(f"{found.__module__}:{found.__qualname__}")
+    if form is None:
+        module, own = f"pipe.{site.denoiser}.get_submodule({site.path!r})", site.fact.processor
+        remedy = f"give it back, with {module}.set_processor({own}())"
+        if "IPAdapter" in found.__name__:
+            remedy = "unload the IP-adapter first, with pipe.unload_ip_adapter()"
+        raise AccelError(
+            f"{name} has the processor {found.__name__}, whose attention Accel cannot take over; "
+            f"it takes over {own}: {remedy}"
+        )
+    parallel = getattr(processor, "_parallel_config", None)
+    if getattr(parallel, "context_parallel_config", None) is not None:
+        raise AccelError(
+            f"{name} has its tokens spread over devices by context parallelism, and attention methods need all of "
+            "them: load the model without it"
+        )
+    reason = form.refusal(site.module)
+    if reason is not None:
+        raise AccelError(f"the attention of {name} cannot be taken over: {reason}")
+    return form

@@ -1,0 +1,48 @@
+"""One `attend` for all sites, which a hook in front of each block replaces for the time of that block.
+
+The hook knows what a processor cannot: the block, the step, the grid. A context variable carries it to the attention
+inside, eager or compiled, also where two threads run two pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from accel.pipelines.attention.call import Attend, AttentionCall
+from accel.pipelines.sites import BlockSite
+
+_SERVING: ContextVar[tuple[Attend, int | None] | None] = ContextVar("accel_attend", default=None)
+
+
+@contextmanager
+def serve(attend: Attend, text_length: int | None = None) -> Iterator[None]:
+    """Gives the attentions that run inside to `attend`; `text_length` is for those whose call does not tell it."""
+    token = _SERVING.set((attend, text_length))
+    try:
+        yield
+    finally:
+        _SERVING.reset(token)
+
+
+def served(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+    """The `attend` of the innermost `serve`, or diffusers' own attention outside of any."""
+    serving = _SERVING.get()
+    if serving is None:
+        return call.dense(query, key, value)
+    attend, text_length = serving
+    if call.text_length is None:
+        call = replace(call, text_length=text_length)
+    return attend(query, key, value, call)
+
+
+def text_length(site: BlockSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Tokens of text in one call of the block, which are a stream of their own; 0 without such a stream."""
+    streams = dict(zip(site.stack.streams, site.streams(args, kwargs), strict=True))
+    text = streams.get("encoder_hidden_states")
+    return 0 if text is None else text.shape[1]

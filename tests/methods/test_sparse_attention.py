@@ -1,0 +1,244 @@
+"""PISA and AdaSpa on whole pipelines: all blocks exact is dense, schedules, routers, masks, refusals, reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import accel
+from accel.config import AccelConfig
+from accel.errors import AccelError, AccelWarning
+from accel.kernels.selection import kept_number
+from accel.methods.adaspa import AdaSpaConfig
+from accel.methods.block_search import BlockSearch
+from accel.methods.pisa import PISAConfig, deviations
+from accel.methods.sparse_call import NotInBlocks, text_lengths
+from accel.pipelines.attention import AttentionCall
+from accel.pipelines.families import families
+from tests.tiny_pipelines import TINY
+
+# Every block is exact, but the whole way through tiling, padding and our own attention is taken.
+ALL_EXACT = {
+    "pisa": {"attention": "pisa", "density": 0.999, "dense_steps": 0.0, "dense_layers": 0},
+    "pisa without tail": {"attention": "pisa", "density": 0.999, "dense_steps": 0.0, "dense_layers": 0, "tail": "none"},
+    "adaspa": {"attention": "adaspa", "density": 0.999, "search_steps": (0.0,)},
+}
+
+
+def last(session: Any) -> dict[str, Any]:
+    return session.summary().to_dict()["runs"][-1]
+
+
+@pytest.mark.parametrize("block_size", [32, 64])
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("wan", "pisa"),
+        ("wan_vace", "adaspa"),
+        ("wan22", "pisa without tail"),
+        ("cogvideox", "pisa"),
+        ("hunyuan_video", "pisa"),
+        ("hunyuan_video", "adaspa"),
+        ("flux", "pisa"),
+        ("flux", "adaspa"),
+        ("dit", "pisa without tail"),
+    ],
+)
+def test_all_blocks_exact_is_dense(name: str, setting: str, block_size: int) -> None:
+    case = TINY[name]
+    pipe = case.build()
+    plain = case.run(pipe)
+    with accel.enable(pipe, **ALL_EXACT[setting], block_size=block_size) as session:
+        found = case.run(pipe)
+    (report,) = last(session)["methods"].values()
+    assert report["sparse"] + report["searched"] == report["attention_calls"] > 0
+    assert report["density"] == 1.0
+    assert (found - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_schedule_of_pisa() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    layers = len(pipe.transformer.blocks)
+    with accel.enable(pipe, attention="pisa", density=0.25, dense_steps=0.25, dense_layers=1) as session:
+        case.run(pipe)
+    run = last(session)
+    report = run["methods"]["pisa"]
+    # Eight steps, two branches.
+    assert report["sparse_by_step"] == [0, 0] + [2 * (layers - 1)] * 6
+    assert report["attention_calls"] == 2 * 8 * layers and report["searched"] == 0
+    blocks = -(-case.tokens // 64)
+    expected = kept_number(0.25, blocks) / blocks
+    assert report["density"] == pytest.approx(expected)
+    share = report["sparse"] / report["attention_calls"]
+    assert report["overall_density"] == pytest.approx(share * expected + 1 - share)
+    text = str(session.summary())
+    assert f"{report['sparse']} of {report['attention_calls']} attention calls sparse at density {expected:.3f}" in text
+    assert not run["fallbacks"]
+
+
+def test_schedule_of_adaspa() -> None:
+    case = TINY["wan22"]
+    pipe = case.build()
+    with accel.enable(pipe, attention="adaspa", density=0.5, search_steps=(0.25, 0.5)) as session:
+        case.run(pipe)
+    report = last(session)["methods"]["adaspa"]
+    layers = len(pipe.transformer.blocks)
+    # The second transformer has never searched when its turn comes, so that its first call is dense once more.
+    switch = case.forwards["transformer"] // 2
+    by_step = [0 if step <= 2 or step == switch else 2 * layers for step in range(8)]
+    assert report["sparse_by_step"] == by_step
+    assert report["searched"] == 2 * layers * (1 + (switch > 2))
+    assert report["held_bytes"] > 0
+
+
+def test_later_searches_reuse_the_first_ones_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = BlockSearch._look
+    monkeypatch.setattr(BlockSearch, "_look", lambda s, c, *a: (looks.append(c.moment.step), look(s, c, *a))[1])
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, attention="adaspa", density=0.5, search_steps=(0.25, 0.5, 0.75)) as session:
+        case.run(pipe)
+    layers = len(pipe.transformer.blocks)
+    assert sorted(looks) == sorted([2, 4, 6] * 2 * layers)
+    report = last(session)["methods"]["adaspa"]
+    assert report["searched"] == 2 * layers, "only the first search is dense"
+
+
+@pytest.mark.parametrize("router", ["mean", "covariance", "threshold", "search"])
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_routers_act_and_the_tail_counts(name: str, router: str) -> None:
+    case = TINY[name]
+    pipe = case.build()
+    plain = case.run(pipe)
+    errors = {}
+    for tail in ("hybrid", "none"):
+        with accel.enable(
+            pipe, attention="pisa", density=0.25, router=router, tail=tail, dense_layers=0, dense_steps=0.25
+        ) as session:
+            errors[tail] = ((case.run(pipe) - plain).norm() / plain.norm()).item()
+        assert 0 < last(session)["methods"]["pisa"]["density"] < 0.6
+    assert 0 < errors["hybrid"] < 0.3 and errors["hybrid"] != errors["none"]
+
+
+def test_text_and_its_padding_are_exact() -> None:
+    """What stands in the padding of HunyuanVideo's text changes nothing, and the real words do."""
+    case = TINY["hunyuan_video"]
+    pipe = case.build()
+    with accel.enable(pipe, attention="pisa", density=0.25, dense_steps=0.0, dense_layers=0) as session:
+        first, other = case.run(pipe), case.run(pipe, prompt="a blue whale in the sea")
+    assert not last(session)["fallbacks"]
+    assert last(session)["methods"]["pisa"]["sparse"] > 0
+    assert not torch.equal(first, other)
+
+
+def mask(*rows: list[bool]) -> AttentionCall:
+    return AttentionCall("suffix", 4, torch.tensor(rows)[:, None, None], dispatched=True)
+
+
+def test_masks() -> None:
+    padded = mask([True] * 6 + [False] * 2, [True] * 8, [True] * 4 + [False] * 4)
+    assert text_lengths(padded, 8).tolist() == [2, 4, 0]
+    for wrong in (
+        mask([True] * 3 + [False] * 5),
+        mask([True, False] * 4),
+        mask([False] * 2 + [True] * 6),
+        AttentionCall("suffix", 4, torch.zeros(1, 1, 1, 8), dispatched=True),
+        AttentionCall("suffix", 4, torch.ones(1, 1, 8, 8, dtype=torch.bool), dispatched=True),
+        AttentionCall("prefix", 4, torch.ones(1, 1, 1, 8, dtype=torch.bool), dispatched=True),
+    ):
+        with pytest.raises(NotInBlocks, match="the mask"):
+            text_lengths(wrong, 8)
+
+
+def test_a_mask_that_is_no_padding_runs_dense_and_is_told() -> None:
+    case = TINY["hunyuan_video"]
+    pipe = case.build()
+
+    def hide_the_first_token(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def change(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.dtype != torch.bool:
+                return value
+            changed = value.clone()
+            changed[..., 0] = False
+            return changed
+
+        return tuple(map(change, args)), {name: change(value) for name, value in kwargs.items()}
+
+    for blocks in (pipe.transformer.transformer_blocks, pipe.transformer.single_transformer_blocks):
+        for block in blocks:
+            block.register_forward_pre_hook(hide_the_first_token, with_kwargs=True)
+    plain = case.run(pipe)
+    assert not torch.equal(plain, case.run(case.build()))
+    with accel.enable(pipe, attention="pisa", density=0.25) as session, pytest.warns(AccelWarning, match="did nothing"):
+        found = case.run(pipe)
+    reasons = [entry["reason"] for entry in last(session)["fallbacks"]]
+    assert reasons == ["the mask hides more than the padding of the text"]
+    assert torch.equal(found, plain)
+
+
+def test_a_processor_that_was_replaced_since_is_told() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, attention="pisa", density=0.5, dense_layers=0) as session:
+        attention = pipe.transformer.blocks[0].attn1
+        attention.processor = attention.processor.original
+        with pytest.warns(AccelWarning, match="1 attentions, first blocks.0.attn1, got another"):
+            case.run(pipe)
+    run = last(session)
+    assert run["notes"] and 0 < run["methods"]["pisa"]["sparse"] == run["methods"]["pisa"]["attention_calls"] * 3 // 4
+
+
+def test_too_few_tokens_run_dense_and_are_told() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    small = {"num_frames": 1}
+    plain = case.run(pipe, **small)
+    with (
+        accel.enable(pipe, attention="pisa", block_size=128) as session,
+        pytest.warns(AccelWarning, match="pisa was on and did nothing: .* tokens are fewer than two blocks of 128"),
+    ):
+        found = case.run(pipe, **small)
+    assert torch.equal(found, plain)
+    assert last(session)["methods"]["pisa"]["sparse"] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"attention": "pisa", "density": 0.0}, "density=0.0 is not possible"),
+        ({"attention": "pisa", "density": 1.5}, r"density=1.5 is not possible: .* \(nearest: 1.0\)"),
+        ({"attention": "pisa", "block_size": 48}, "block_size=48 is not possible"),
+        ({"attention": "pisa", "router": "best"}, "router='best' is not possible"),
+        ({"attention": "adaspa", "tails": "none"}, "no active method has a setting 'tails'.*nearest: 'tail'"),
+        ({"attention": "adaspa", "router": "mean"}, "'router' is a setting of pisa, which is not on"),
+    ],
+)
+def test_refusals(setting: dict[str, Any], line: str) -> None:
+    with pytest.raises(AccelError, match=line):
+        accel.enable(TINY["wan"].build(), **setting)
+
+
+def test_published_values_fill_what_is_not_given() -> None:
+    video = PISAConfig().resolved(families()["wan"])
+    image = PISAConfig(density=0.5).resolved(families()["flux"])
+    assert (video.density, video.router, video.dense_layers, video.dense_steps) == (0.125, "mean", 1, 0.25)
+    assert (image.density, image.router, image.dense_layers, image.dense_steps) == (0.5, "covariance", 4, 0.0)
+    ada = AdaSpaConfig()
+    assert (ada.density, ada.search_steps, ada.recall, ada.tail) == (0.2, (0.2, 0.6), 0.8, "none")
+
+
+def test_settings_go_to_a_file_and_come_back(tmp_path: Path) -> None:
+    config = AccelConfig(attention=AdaSpaConfig(search_steps=(0.1, 0.5), density=0.3))
+    config.save_pretrained(tmp_path)
+    assert AccelConfig.from_pretrained(tmp_path) == config
+
+
+def test_threshold_in_deviations() -> None:
+    assert deviations(0.5) == pytest.approx(0.0)
+    assert deviations(0.159) == pytest.approx(1.0, abs=0.01)
+    assert deviations(1.0) == -float("inf")

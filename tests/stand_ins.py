@@ -1,0 +1,86 @@
+"""Pipelines whose attentions are stood in for, and a spy in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from accel.pipelines.attention import (
+    Attend,
+    AttentionCall,
+    AttentionModuleSite,
+    find_attention,
+    processor_for,
+    serve,
+    served,
+    text_length,
+)
+from accel.pipelines.sites import BlockSite, inspect_pipeline
+from accel.runtime.hooks import HookSet
+from tests.tiny_pipelines import TINY, TinyCase
+
+# One pipeline for each form of attention.
+FORMS = ["cogvideox", "dit", "flux", "hunyuan_video", "wan"]
+
+
+@cache
+def built(name: str) -> tuple[Any, Tensor]:
+    """The pipeline, and what it gives in two steps; a test gives it back as it found it."""
+    pipe = TINY[name].build()
+    return pipe, short(TINY[name], pipe)
+
+
+def short(case: TinyCase, pipe: Any, **overrides: Any) -> Tensor:
+    return case.run(pipe, **{"num_inference_steps": 2, **overrides})
+
+
+def attention(pipe: Any) -> list[AttentionModuleSite]:
+    return [site for denoiser in inspect_pipeline(pipe).denoisers for site in find_attention(denoiser)]
+
+
+@contextmanager
+def standing_in(pipe: Any, attend: Attend = served) -> Iterator[list[Any]]:
+    sites = attention(pipe)
+    undo = [site.replace(processor_for(site, attend)) for site in sites]
+    try:
+        yield [site.module.processor for site in sites]
+    finally:
+        for step in undo:
+            step()
+
+
+class Spy:
+    """Diffusers' own attention, with a note of every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[AttentionCall] = []
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+        assert query.shape == key.shape == value.shape
+        self.calls.append(call)
+        self.shapes.append(tuple(query.shape))
+        return call.dense(query, key, value)
+
+
+@contextmanager
+def serving_blocks(pipe: Any, attend: Callable[[BlockSite], Attend]) -> Iterator[None]:
+    """What a method does: stand-ins in all attentions, and a hook in front of every block that serves it."""
+    hooks = HookSet(object())
+    for denoiser in inspect_pipeline(pipe).denoisers:
+        for site in denoiser.blocks:
+
+            def intercept(proceed: Any, args: tuple, kwargs: dict, site: BlockSite = site) -> Any:
+                with serve(attend(site), text_length(site, args, kwargs)):
+                    return proceed(*args, **kwargs)
+
+            hooks.add(site.module, intercept)
+    try:
+        with standing_in(pipe):
+            yield
+    finally:
+        hooks.remove()
