@@ -66,6 +66,7 @@ def threshold_blocks(
     always: Tensor | None = None,
     sizes: Tensor | None = None,
     width: int | None = None,
+    among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The blocks that stand out of their row: score > mean + beta * deviation (Sol-Attn, arXiv 2607.24027).
 
@@ -74,14 +75,17 @@ def threshold_blocks(
     least one block, its highest, and all of them with beta = -inf. For normally distributed scores the kept fraction
     is 1 - Phi(beta).
 
-    Args, Returns and Raises: as of `top_blocks`. Rows differ in length here, so without `width` the device is asked.
+    `among`, bool (N,) or (B, N), says whose scores make mean and deviation, all by default: text does not raise the
+    bar for the image. Args, Returns and Raises else as of `top_blocks`. Rows differ in length here, so without `width`
+    the device is asked.
     """
     _require_scores("threshold_blocks", scores)
     exists = _exists(scores, sizes)
+    counted = exists if among is None else exists & _for_scores("among", among, scores)
     values = torch.where(exists, scores.float(), 0.0)
-    number = exists.sum(-1, keepdim=True).clamp(min=1)
-    mean = values.sum(-1, keepdim=True) / number
-    variance = torch.where(exists, (values - mean).square(), 0.0).sum(-1, keepdim=True) / number
+    number = counted.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(counted, values, 0.0).sum(-1, keepdim=True) / number
+    variance = torch.where(counted, (values - mean).square(), 0.0).sum(-1, keepdim=True) / number
     bar = torch.full_like(mean, beta) if math.isinf(beta) else mean + beta * variance.sqrt()
     # Written so that a NaN, in a score or in the mean of its row, keeps blocks exact instead of dropping them.
     kept = exists & ~(values <= bar)

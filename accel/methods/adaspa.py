@@ -30,7 +30,7 @@ class AdaSpaConfig(MethodConfig):
         head_adaptive: Whether heads share their budgets (section 3.4 of the paper).
         recall: Share of the mass from which a head counts as concentrated. The paper uses 0.8.
         tail: What the other blocks become: "none" (dropped, as published), or "zeroth" or "hybrid" as in PISA, which is
-            ours.
+            ours; blocks are then chosen by what the tail gets wrong instead of by their mass.
         block_size: Tokens of a block.
         tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film. The paper
             does not say; ours.
@@ -56,7 +56,7 @@ class AdaSpa(SparseAttention):
 
     def __init__(self, config: AdaSpaConfig, context: Context) -> None:
         super().__init__(config, context)
-        self._search = BlockSearch(config.search_steps)
+        self._search = BlockSearch(config.search_steps, self.note_search)
 
     def start_run(self, num_steps: int) -> None:
         super().start_run(num_steps)
@@ -69,11 +69,14 @@ class AdaSpa(SparseAttention):
     def scheduled_dense(self, moment: Moment, layer: int) -> bool:
         return moment.step < self._search.first or self.config.density == 1.0
 
+    def why_all_dense(self, num_steps: int) -> str:
+        places = self.config.search_steps
+        return f"with search_steps={places} none of {num_steps} steps comes after the first search: lower it"
+
     def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
         tail = self.config.tail
         statistics = None if tail == "none" else call.statistics(first_order=tail == "hybrid")
         out, chosen = self._search.attend(call, self._choose, statistics)
-        self.context.recorder.held(self.config.method, self._search.held_bytes)
         if out is not None:
             return out, None
         return call.attend(chosen, tail, statistics), chosen[1]
@@ -82,8 +85,8 @@ class AdaSpa(SparseAttention):
         scores = mass if tail_mass is None else (mass - tail_mass).abs()
         if not self.config.head_adaptive:
             return highest_blocks(call, scores, self.config.density)
-        words = call.text.stop - call.text.start
-        keep = head_budgets(mass[..., call.image], self.config.density, self.config.recall) + words
+        keep = head_budgets(mass[..., call.image], self.config.density, self.config.recall) + call.text_blocks
         # No head gets more than half as much again.
-        widest = kept_number(self.config.density, call.image.stop - call.image.start) * 3 // 2 + words
+        widest = kept_number(self.config.density, call.image.stop - call.image.start) * 3 // 2
+        widest += call.text.stop - call.text.start
         return top_blocks(scores, keep, always=call.always, sizes=call.sizes, width=widest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -45,13 +46,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(sorted(known))})" if known else ""
 
 
+def steps_in(fraction: float, num_steps: int) -> int:
+    """The steps in a fraction of a run, a begun one whole; a product such as 0.28 * 25 = 7.000000000000001 is 7."""
+    return math.ceil(fraction * num_steps - 1e-9)
+
+
 def _one_line(error: ValidationError, config: type[MethodConfig]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return f"no setting {name!r}{nearest(name, config.model_fields)}"
     context = first.get("ctx", {})
-    bound = next((context[key] for key in ("ge", "le", "gt", "lt") if key in context), None)
+    bound = next((context[key] for key in ("ge", "le") if key in context), None)
     hint = f" (nearest: {bound})" if bound is not None else ""
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{name}={first['input']!r} is not possible: {message}{hint}"

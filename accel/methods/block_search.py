@@ -7,15 +7,16 @@ depends on it, and cost a product of queries and keys alone. Between searches th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from accel.kernels.block_attention import dense_attention
 from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import BlockStatistics
+from accel.methods.base import steps_in
 from accel.methods.sparse_call import Blocks, SparseCall
 from accel.runtime.state import BranchState
 
@@ -27,10 +28,16 @@ class _Layer:
     lse: Tensor
     chosen: Blocks
     searched: int
+    sizes: Tensor
+    image: slice
 
     def fits(self, call: SparseCall) -> bool:
-        image = call.image_query
-        return self.lse.shape == (image.shape[0], image.shape[2], image.shape[1]) and self.lse.device == image.device
+        """Whether the choice was made for blocks such as the call's: a callback may change the text within a run."""
+        query = call.image_query
+        same = self.lse.shape == (query.shape[0], query.shape[2], query.shape[1]) and self.lse.device == query.device
+        same = same and self.sizes.shape == call.sizes.shape and self.image == call.image
+        # Without text the sizes follow from the shape, and asking the device can be spared.
+        return same and (call.always is None or torch.equal(self.sizes, call.sizes))
 
     @property
     def nbytes(self) -> int:
@@ -38,17 +45,18 @@ class _Layer:
 
 
 class BlockSearch:
-    """The searches of one method; `steps` are fractions of a run."""
+    """The searches of one method; `steps` are fractions of a run, `note` hears of each search what is held then."""
 
-    def __init__(self, steps: tuple[float, ...]) -> None:
+    def __init__(self, steps: tuple[float, ...], note: Callable[[int], None]) -> None:
         self._fractions = steps
+        self._note = note
         self._steps: list[int] = []
         self._state: BranchState[dict[int, _Layer]] = BranchState(dict)
 
     def start_run(self, num_steps: int) -> None:
         """Forgets what was found and places the searches in a run of so many steps."""
         self.clear()
-        self._steps = sorted({math.ceil(fraction * num_steps) for fraction in self._fractions})
+        self._steps = sorted({steps_in(fraction, num_steps) for fraction in self._fractions})
 
     def clear(self) -> None:
         """Forgets what was found."""
@@ -58,11 +66,6 @@ class BlockSearch:
     def first(self) -> int:
         """The step of the first search."""
         return self._steps[0] if self._steps else 0
-
-    @property
-    def held_bytes(self) -> int:
-        """The memory that the found choices and log-sum-exps take."""
-        return sum(layer.nbytes for branch in self._state.values() for layer in branch.values())
 
     def attend(
         self, call: SparseCall, choose: Choose, statistics: BlockStatistics | None
@@ -77,11 +80,24 @@ class BlockSearch:
                 call.query, call.key, call.value, block_size=call.block_size, sizes=call.sizes, scale=call.scale
             )
             lse = lse[:, :, call.rows(call.image)].contiguous()
-            layers[call.layer] = _Layer(lse, self._look(call, lse, choose, mean_key), due)
-            return out, layers[call.layer].chosen
+            return out, self._keep(layers, call, lse, choose, mean_key, due)
         if layer.searched < due:
-            layers[call.layer] = layer = _Layer(layer.lse, self._look(call, layer.lse, choose, mean_key), due)
+            return None, self._keep(layers, call, layer.lse, choose, mean_key, due)
         return None, layer.chosen
+
+    def _keep(
+        self,
+        layers: dict[int, _Layer],
+        call: SparseCall,
+        lse: Tensor,
+        choose: Choose,
+        mean_key: Tensor | None,
+        due: int,
+    ) -> Blocks:
+        chosen = self._look(call, lse, choose, mean_key)
+        layers[call.layer] = _Layer(lse, chosen, due, call.sizes, call.image)
+        self._note(sum(layer.nbytes for branch in self._state.values() for layer in branch.values()))
+        return chosen
 
     def _look(self, call: SparseCall, lse: Tensor, choose: Choose, mean_key: Tensor | None) -> Blocks:
         mass, tail_mass = block_mass(

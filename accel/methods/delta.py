@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register
+from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register, steps_in
 from accel.methods.block_deltas import BlockDeltas, Plan
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
@@ -52,8 +52,8 @@ class DeltaSchedule:
     def __init__(self, config: DeltaCacheConfig, num_blocks: int, num_steps: int) -> None:
         self._interval = config.interval
         self._switch = round(config.boundary * num_steps)
-        self._dense_until = math.ceil(config.dense_steps * num_steps)
-        self._dense_from = num_steps - math.ceil(config.dense_final_steps * num_steps)
+        self._dense_until = steps_in(config.dense_steps, num_steps)
+        self._dense_from = num_steps - steps_in(config.dense_final_steps, num_steps)
         self.cached = round(config.cached_blocks * num_blocks)
         self._rear = range(num_blocks - self.cached, num_blocks)
         self._front = range(self.cached)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from accel.kernels.block_statistics import BlockStatistics
 from accel.kernels.selection import threshold_blocks
-from accel.methods.base import Context, Keyword, MethodConfig, register
+from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
 from accel.methods.block_search import BlockSearch
 from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention
 from accel.methods.sparse_call import Blocks, SparseCall, Tail, block_scores, highest_blocks
@@ -31,18 +31,21 @@ class PISAConfig(MethodConfig):
     """Settings of piecewise sparse attention. None means the published value for videos or for images.
 
     Attributes:
-        density: Fraction of the image's key blocks that each query block attends exactly; text comes on top. 1 gives
-            the bits of the plain pipeline. Published: 0.125 for videos, 0.15 for images.
+        density: Fraction of the image's key blocks that each query block attends exactly, text on top; None is the
+            published 0.125 for videos and 0.15 for images. 1 gives the bits of the plain pipeline.
         tail: What the other blocks become: "hybrid" (the published form), "zeroth" (means alone), "none" (dropped).
-        router: How the exact blocks are chosen: "mean" (block means; published for videos), "covariance" (block means
-            and the spread inside a block; published for images), "threshold" (mean and deviation of a row's scores,
-            after Sol-Attn, arXiv 2607.24027; the density is then a wish, met for normally distributed scores),
-            "search" (AdaSpa's search, arXiv 2502.21079, by the error of the tail; this is ours).
+        router: How the exact blocks are chosen: "mean", "covariance", "threshold" or "search"; None is the published
+            "mean" for videos and "covariance" for images. "mean" takes block means, "covariance" the spread inside a
+            block too. "threshold" takes the blocks that stand out by the deviation of their row's scores (Sol-Attn,
+            arXiv 2607.24027); the density is then a wish, met where scores are normally distributed. "search" is
+            AdaSpa's search (arXiv 2502.21079) by the error of the tail, and ours.
         block_size: Tokens of a block.
-        dense_steps: Fraction of the run's steps, from the start, that stay dense. Published: 0.3 for Wan 1.3B and 0.2
-            for Wan 14B and HunyuanVideo (0.25 here), none for images.
-        dense_layers: Blocks of the transformer, from the first, that stay dense. Published: 1 for videos, 4 for images.
-        search_steps: Where in the run the router "search" looks, as fractions of its steps.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.25 for videos and 0 for
+            images. Published are 0.3 for Wan 1.3B and 0.2 for Wan 14B and HunyuanVideo, and none for images.
+        dense_layers: Blocks of the transformer, from the first, that stay dense; None is the published 1 for videos and
+            4 for images.
+        search_steps: Where in the run the router "search" looks, as fractions of its steps; steps before the first are
+            dense. The other routers do without.
         tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film.
     """
 
@@ -77,7 +80,7 @@ class PISA(SparseAttention):
 
     def __init__(self, config: PISAConfig, context: Context) -> None:
         super().__init__(config.resolved(context.facts.family), context)
-        self._search = BlockSearch(config.search_steps)
+        self._search = BlockSearch(config.search_steps, self.note_search)
 
     def start_run(self, num_steps: int) -> None:
         super().start_run(num_steps)
@@ -89,8 +92,18 @@ class PISA(SparseAttention):
 
     def scheduled_dense(self, moment: Moment, layer: int) -> bool:
         config = self.config
-        early = moment.step < math.ceil(config.dense_steps * moment.num_steps)
-        return early or layer < config.dense_layers or config.density == 1.0
+        early = steps_in(config.dense_steps, moment.num_steps)
+        if config.router == "search":
+            early = max(early, self._search.first)
+        return moment.step < early or layer < config.dense_layers or config.density == 1.0
+
+    def why_all_dense(self, num_steps: int) -> str:
+        config = self.config
+        if steps_in(config.dense_steps, num_steps) >= num_steps:
+            return f"dense_steps={config.dense_steps} leaves it none of {num_steps} steps: lower it"
+        if config.router == "search" and self._search.first >= num_steps - 1:
+            return f"with search_steps={config.search_steps} none of {num_steps} steps comes after the first search"
+        return f"dense_layers={config.dense_layers} leaves it none of the transformer's blocks: lower it"
 
     def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
         config = self.config
@@ -107,7 +120,13 @@ class PISA(SparseAttention):
         """Block means decide (section 3.2 of the paper); text blocks are always in."""
         scores = block_scores(call, statistics.mean_key)
         if self.config.router == "threshold":
-            return threshold_blocks(scores, deviations(self.config.density), always=call.always, sizes=call.sizes)
+            return threshold_blocks(
+                scores,
+                deviations(self.config.density),
+                always=call.always,
+                sizes=call.sizes,
+                among=None if call.always is None else ~call.always,
+            )
         if self.config.router == "covariance" and statistics.spread is not None:
             spread = (statistics.spread + 1e-5).log()
             scores = scores + spread.repeat_interleave(scores.shape[1] // spread.shape[1], 1)[:, :, None]
@@ -121,4 +140,4 @@ class PISA(SparseAttention):
 
 def deviations(density: float) -> float:
     """The threshold in standard deviations above the mean that keeps this share of normally distributed scores."""
-    return NormalDist().inv_cdf(1 - density) if density < 1 else -math.inf
+    return -NormalDist().inv_cdf(density) if density < 1 else -math.inf

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -34,8 +35,8 @@ from accel.runtime.recorder import RunRecord
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
 BlockSize = Literal[32, 64, 128]
-# A file has a list for it.
-Places = Annotated[tuple[Fraction, ...], Field(min_length=1, strict=False)]
+# Fractions of a run at which something begins; a file has a list for them.
+Places = Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1, strict=False)]
 
 
 class SparseAttention(Method):
@@ -56,6 +57,15 @@ class SparseAttention(Method):
     def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
         """The attention's output in the call's order, and the counts (B, H, NQ) of exact blocks; None where a search
         made the call dense."""
+
+    @abstractmethod
+    def why_all_dense(self, num_steps: int) -> str:
+        """Which setting leaves nothing to it, where nothing else is the reason, and what to do."""
+
+    def note_search(self, held_bytes: int) -> None:
+        """Counts a search, after which so much memory is held."""
+        self.context.recorder.figure(self.config.method, "search", torch.ones(1))
+        self.context.recorder.held(self.config.method, held_bytes)
 
     def install(self) -> list[Callable[[], None]]:
         denoisers = self.context.facts.denoisers
@@ -133,13 +143,16 @@ class SparseAttention(Method):
         name = self.config.method
         density = record.figures(name, "density")
         sparse, searched, total = (record.count(name, what) for what in ("sparse", "searched", None))
+        searches = record.figures(name, "search")
         mean = None if density is None else density.mean().item()
         return {
             "attention_calls": total,
             "sparse": sparse,
             "searched": searched,
+            "searches": 0 if searches is None else len(searches),
+            # Of all key blocks, those of the text included, in the calls that were sparse.
             "density": mean,
-            # Dense calls count as 1; a fused search is dense.
+            # Dense calls count as 1, also those that searched; what a search costs beside is not in it.
             "overall_density": None if not total else (sparse * (mean or 0.0) + total - sparse) / total,
             "sparse_by_step": record.count_by_step(name, "sparse"),
             "held_bytes": record.held_bytes[name],
@@ -149,11 +162,11 @@ class SparseAttention(Method):
         report = self.report(record)
         if not report["sparse"]:
             return f"all {report['attention_calls']} attention calls were dense"
-        searched = f", {report['searched']} dense searches" if report["searched"] else ""
+        searched = f"; {report['searches']} searches, {report['searched']} of them dense" if report["searches"] else ""
         held = f", holding {report['held_bytes'] / 1e6:.1f} MB at most" if report["held_bytes"] else ""
         return (
             f"{report['sparse']} of {report['attention_calls']} attention calls sparse at density "
-            f"{report['density']:.3f}{searched}; {report['overall_density']:.3f} over all calls{held}"
+            f"{report['density']:.3f} of all key blocks, {report['overall_density']:.3f} over all calls{searched}{held}"
         )
 
     def idle_reason(self, record: RunRecord) -> str | None:
@@ -161,9 +174,7 @@ class SparseAttention(Method):
         if record.count(name, "sparse") or self.config.density == 1.0:
             return None
         reasons = [reason for method, reason in record.fallbacks if method == name]
-        return (
-            "; ".join(reasons) or f"none of {record.num_steps} steps is left to it: use more steps or fewer dense ones"
-        )
+        return "; ".join(reasons) or self.why_all_dense(record.num_steps)
 
 
 def _check_head_size(method: str, site: AttentionModuleSite) -> None:

@@ -22,6 +22,7 @@ from accel.runtime.clock import Moment
 
 Tail = Literal["hybrid", "zeroth", "none"]
 Blocks = tuple[Tensor, Tensor]
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class NotInBlocks(Exception):
@@ -53,6 +54,11 @@ class SparseCall:
     def rows(self, blocks: slice) -> slice:
         """The tokens of some blocks."""
         return slice(blocks.start * self.block_size, min(blocks.stop * self.block_size, self.query.shape[1]))
+
+    @property
+    def text_blocks(self) -> Tensor:
+        """(B, 1): how many blocks of text each sample has; blocks of padding alone buy no exact image blocks."""
+        return (self.sizes[:, self.text] > 0).sum(1, keepdim=True)
 
     @property
     def image_query(self) -> Tensor:
@@ -93,7 +99,7 @@ def put_into_blocks(
 
     `lengths`: (B,), how many text tokens of each sample count; all where None.
     """
-    query = tensors[0]
+    query, key, value = _of_one_dtype(tensors)
     batch, tokens = query.shape[:2]
     words, image = call.text_length, math.prod(moment.grid or (0,))
     if words is None or image == 0 or image + words != tokens:
@@ -112,7 +118,7 @@ def put_into_blocks(
         sizes = arrangement.sizes.repeat(batch, 1)
     else:
         sizes = arrangement.with_text_lengths(lengths.expand(batch))
-    query, key, value = (arrangement.apply(tensor) for tensor in tensors)
+    query, key, value = (arrangement.apply(tensor) for tensor in (query, key, value))
     return arrangement, SparseCall(
         moment=moment,
         layer=layer,
@@ -126,6 +132,18 @@ def put_into_blocks(
         block_size=block_size,
         scale=call.scale,
     )
+
+
+def _of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors as torch's own attention would take them under autocast; or raises NotInBlocks."""
+    query, key, value = tensors
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in _DTYPES:
+        names = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+        raise NotInBlocks(f"there are no kernels for tensors in {names}")
+    return query, key, value
 
 
 def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
@@ -145,8 +163,9 @@ def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
 
 def highest_blocks(call: SparseCall, scores: Tensor, density: float) -> Blocks:
     """In every row the density's share of the image's blocks, at least one, and all blocks of the text."""
-    keep = kept_number(density, call.image.stop - call.image.start) + call.text.stop - call.text.start
-    return top_blocks(scores, keep, always=call.always, sizes=call.sizes, width=keep)
+    image, words = kept_number(density, call.image.stop - call.image.start), call.text.stop - call.text.start
+    keep = image if words == 0 else image + call.text_blocks.expand(-1, scores.shape[1])
+    return top_blocks(scores, keep, always=call.always, sizes=call.sizes, width=image + words)
 
 
 def block_scores(call: SparseCall, mean_key: Tensor) -> Tensor:

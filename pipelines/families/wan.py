@@ -32,5 +32,8 @@ FAMILY = Family(
         "proj_out",
     ),
     per_token_timesteps=True,
-    notes=("2.2: `transformer` has the noisy steps, `transformer_2` those after `boundary_ratio`",),
+    notes=(
+        "2.2: `transformer` has the noisy steps, `transformer_2` those after `boundary_ratio`",
+        "VACE: `vace_blocks`, which make the hints, are always computed, with dense attention",
+    ),
 )

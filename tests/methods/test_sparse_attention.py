@@ -76,7 +76,10 @@ def test_schedule_of_pisa() -> None:
     share = report["sparse"] / report["attention_calls"]
     assert report["overall_density"] == pytest.approx(share * expected + 1 - share)
     text = str(session.summary())
-    assert f"{report['sparse']} of {report['attention_calls']} attention calls sparse at density {expected:.3f}" in text
+    assert (
+        f"{report['sparse']} of {report['attention_calls']} attention calls sparse at density {expected:.3f} of all key"
+        in text
+    )
     assert not run["fallbacks"]
 
 
@@ -107,6 +110,7 @@ def test_later_searches_reuse_the_first_ones_sums(monkeypatch: pytest.MonkeyPatc
     assert sorted(looks) == sorted([2, 4, 6] * 2 * layers)
     report = last(session)["methods"]["adaspa"]
     assert report["searched"] == 2 * layers, "only the first search is dense"
+    assert report["searches"] == 3 * 2 * layers and report["held_bytes"] > 0
 
 
 @pytest.mark.parametrize("router", ["mean", "covariance", "threshold", "search"])
@@ -134,6 +138,58 @@ def test_text_and_its_padding_are_exact() -> None:
     assert not last(session)["fallbacks"]
     assert last(session)["methods"]["pisa"]["sparse"] > 0
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("setting", [{"attention": "pisa"}, {"attention": "adaspa", "search_steps": (0.0,)}])
+def test_padding_of_the_text_buys_nothing(setting: dict[str, Any]) -> None:
+    case = TINY["hunyuan_video"]
+    pipe = case.build()
+    results = []
+    for length in (24, 192):
+        with accel.enable(pipe, **setting, density=0.25) as session:
+            results.append(case.run(pipe, max_sequence_length=length))
+        (report,) = last(session)["methods"].values()
+        assert report["sparse"] > 0
+    assert (results[0] - results[1]).norm() < 1e-4 * results[0].norm()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attention": "adaspa", "search_steps": (0.0,), "head_adaptive": False},
+        {"attention": "pisa", "router": "search", "search_steps": (0.0,), "dense_steps": 0.0, "dense_layers": 0},
+    ],
+)
+@pytest.mark.parametrize("lengths", [(200, 24), (24, 200)])
+def test_another_text_within_a_run_is_searched_anew(setting: dict[str, Any], lengths: tuple[int, int]) -> None:
+    case = TINY["cogvideox"]
+    pipe = case.build()
+    width = pipe.transformer.config.text_embed_dim
+    texts = [torch.randn(2, length, width, generator=torch.Generator().manual_seed(1)) for length in lengths]
+    call: dict[str, Any] = {"prompt": None, "negative_prompt": None}
+    call |= {"prompt_embeds": texts[0][:1], "negative_prompt_embeds": texts[0][1:]}
+
+    def change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": texts[1]} if step == 2 else tensors
+
+    call |= {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    with accel.enable(pipe, **setting, density=0.999) as session:
+        found = case.run(pipe, **call)
+    (report,) = last(session)["methods"].values()
+    assert report["density"] == 1.0 and report["searched"] == 2 * len(pipe.transformer.transformer_blocks)
+    plain = case.run(pipe, **call)
+    assert (found - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_autocast() -> None:
+    case = TINY["hunyuan_video"]
+    pipe = case.build()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = case.run(pipe)
+        with accel.enable(pipe, attention="pisa", density=0.5) as session:
+            found = case.run(pipe)
+    assert last(session)["methods"]["pisa"]["sparse"] > 0
+    assert (found - plain).norm() < 0.2 * plain.norm()
 
 
 def mask(*rows: list[bool]) -> AttentionCall:
@@ -193,6 +249,21 @@ def test_a_processor_that_was_replaced_since_is_told() -> None:
     assert run["notes"] and 0 < run["methods"]["pisa"]["sparse"] == run["methods"]["pisa"]["attention_calls"] * 3 // 4
 
 
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"attention": "pisa", "dense_layers": 50}, "dense_layers=50 leaves it none of the transformer's blocks"),
+        ({"attention": "pisa", "dense_steps": 1.0}, "dense_steps=1.0 leaves it none of 8 steps"),
+        ({"attention": "adaspa", "search_steps": (0.99,)}, "did nothing"),
+    ],
+)
+def test_settings_that_leave_nothing_are_named(setting: dict[str, Any], line: str) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, **setting), pytest.warns(AccelWarning, match=line):
+        case.run(pipe)
+
+
 def test_too_few_tokens_run_dense_and_are_told() -> None:
     case = TINY["wan"]
     pipe = case.build()
@@ -210,7 +281,8 @@ def test_too_few_tokens_run_dense_and_are_told() -> None:
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ({"attention": "pisa", "density": 0.0}, "density=0.0 is not possible"),
+        ({"attention": "pisa", "density": 0.0}, "density=0.0 is not possible: .* than 0$"),
+        ({"attention": "adaspa", "search_steps": (0.2, 1.0)}, "search_steps=.* is not possible"),
         ({"attention": "pisa", "density": 1.5}, r"density=1.5 is not possible: .* \(nearest: 1.0\)"),
         ({"attention": "pisa", "block_size": 48}, "block_size=48 is not possible"),
         ({"attention": "pisa", "router": "best"}, "router='best' is not possible"),
@@ -242,3 +314,4 @@ def test_threshold_in_deviations() -> None:
     assert deviations(0.5) == pytest.approx(0.0)
     assert deviations(0.159) == pytest.approx(1.0, abs=0.01)
     assert deviations(1.0) == -float("inf")
+    assert 8 < deviations(1e-17) < 9
