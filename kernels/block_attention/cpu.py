@@ -1,7 +1,8 @@
 """Block attention on a CPU: the listed blocks are gathered, and torch's dense attention runs on what was gathered.
 
 The listed keys, the tail and the prior are parts over different keys. Each part has an output and a log-sum-exp, and
-parts are put together at the end: O = O1 + w (O2 - O1) with w = exp(L2 - L), L = log(exp L1 + exp L2).
+parts are put together at the end: O = O1 + w (O2 - O1) with w = exp(L2 - L), L = log(exp L1 + exp L2). Heads go one
+after the other, so that what is copied of a head is still in the cache when it is read.
 """
 
 import math
@@ -12,11 +13,12 @@ from torch import Tensor
 from accel.kernels.block_attention.reference import chosen
 from accel.kernels.blocks import number_of_blocks, token_counts, token_mask
 
-# Numbers in the gathered keys of one call: few enough that they, and the values beside them, are still in the cache
-# when they are read.
+# Numbers in the keys that are gathered at once by one thread: few enough that they, and the values beside them, are
+# still in the cache when they are read. Several threads wait for each other after every call: each takes more at once.
 _GATHERED = 1 << 18
+_GATHERED_BESIDE_OTHERS = 1 << 20
 
-# An output (batch, heads, tokens, head size) and its log-sum-exp (batch, heads, tokens).
+# An output and its log-sum-exp, which has no last dimension.
 Part = tuple[Tensor, Tensor]
 
 
@@ -35,38 +37,68 @@ def block_attention(
     prior_lse: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    room = token_counts(sizes, key.shape[0], key.shape[1], block_size, key.device)
-    exact = chosen(blocks, counts, room.shape[1])
-    left = ~exact & (room > 0)[:, None, None]
+    batch, length, heads, size = query.shape
+    room = token_counts(sizes, batch, key.shape[1], block_size, key.device)
+    left = ~chosen(blocks, counts, room.shape[1]) & (room > 0)[:, None, None]
     if not left.any():
-        parts = [_dense(query, key, value, room, block_size, scale)]
-    else:
-        queries = _cut(query, block_size)
-        parts = [_listed(queries, key, value, blocks, counts, room, block_size, scale)]
-        if mean_key is not None and mean_value is not None:
-            parts.append(_tail(queries, mean_key, mean_value, first_order, room, left, scale))
-        parts = [(out.flatten(2, 3)[:, :, : query.shape[1]], lse[..., : query.shape[1]]) for out, lse in parts]
-    if prior is not None and prior_lse is not None:
-        known = torch.where((prior_lse > -math.inf)[..., None], prior.transpose(1, 2), 0.0)
-        parts.append((known, prior_lse))
-    return _finished(parts, query)
+        part = _dense(query, key, value, room, block_size, scale)
+        if prior is not None and prior_lse is not None:
+            part = _merged(part, _known(prior.transpose(1, 2), prior_lse))
+        return part[0].transpose(1, 2).to(query.dtype).contiguous(), part[1].contiguous()
+
+    blocks, counts = _existing(blocks, counts, room)
+    kinds = _kinds(blocks, counts, room, block_size)
+    counted = token_mask(room, room.shape[1] * block_size, block_size)
+    ragged = not counted.all()
+    bias = _bias(counted).view(batch, -1, block_size)
+    number = number_of_blocks(length, block_size)
+    out = query.new_empty(batch, number * block_size, heads, size)
+    lse = torch.empty(batch, heads, number, block_size)
+    group = heads // key.shape[2]
+    for b in range(batch):
+        exists = room[b] > 0
+        weights = room[b].float().log()
+        for head in range(heads):
+            of = head // group
+            if head % group == 0:
+                held = [_rows(x[b, :, of], block_size) for x in (key, value)]
+                if ragged:
+                    held = [torch.where(counted[b].view(-1, block_size, 1), x, 0.0) for x in held]
+                keys, values = (x.contiguous() for x in held)
+            rows = _rows(query[b, :, head], block_size)
+            part = _listed(rows, keys, values, bias[b], blocks[b, head], kinds[b, head], scale)
+            if mean_key is not None and mean_value is not None:
+                # The mean of no tokens may be anything.
+                k, v = (torch.where(exists[:, None], x[b, :, of], 0.0) for x in (mean_key, mean_value))
+                matrix = None if first_order is None else first_order[b, of]
+                part = _merged(part, _tail(rows.float(), k, v, matrix, weights, left[b, head], scale))
+            if prior is not None and prior_lse is not None:
+                known = _rows(prior[b, :, head], block_size), _rows(prior_lse[b, head, :, None], block_size)[..., 0]
+                part = _merged(part, _known(*known))
+            _rows(out[b, :, head], block_size).copy_(part[0])
+            lse[b, head] = part[1]
+    return out[:, :length].contiguous(), lse.flatten(2)[..., :length].contiguous()
 
 
 def dense_attention(
     query: Tensor, key: Tensor, value: Tensor, sizes: Tensor | None, block_size: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     room = token_counts(sizes, key.shape[0], key.shape[1], block_size, key.device)
-    return _finished([_dense(query, key, value, room, block_size, scale)], query)
+    out, lse = _dense(query, key, value, room, block_size, scale)
+    return out.transpose(1, 2).contiguous(), lse.contiguous()
 
 
-def _finished(parts: list[Part], query: Tensor) -> tuple[Tensor, Tensor]:
-    out, lse = parts[0]
-    for other, other_lse in parts[1:]:
-        both = torch.logaddexp(lse, other_lse)
-        # Where both are empty, the weight is exp(-inf) and not exp(-inf + inf).
-        weight = (other_lse - both.nan_to_num(neginf=0.0)).exp_()[..., None]
-        out, lse = torch.lerp(out.float(), other.float(), weight), both
-    return out.transpose(1, 2).to(query.dtype).contiguous(), lse.contiguous()
+def _merged(one: Part, other: Part) -> Part:
+    """Both parts as one, in float32."""
+    (out, lse), (other_out, other_lse) = one, other
+    both = torch.logaddexp(lse, other_lse)
+    # Where both are empty, the weight is exp(-inf) and not exp(-inf + inf).
+    weight = (other_lse - both.nan_to_num(neginf=0.0)).exp_()[..., None]
+    return torch.lerp(out.float(), other_out.float(), weight), both
+
+
+def _known(prior: Tensor, prior_lse: Tensor) -> Part:
+    return torch.where((prior_lse > -math.inf)[..., None], prior, 0.0), prior_lse
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Part:
@@ -81,6 +113,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, room: Tensor, block_size: int, scale: float) -> Part:
+    """Attention over all keys: (B, H, S, D) and (B, H, S)."""
     length, group = key.shape[1], query.shape[2] // key.shape[2]
     bias = None
     if room.sum() < room.shape[0] * length:
@@ -97,127 +130,80 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, room: Tensor, block_size: 
 
 
 def _listed(
-    queries: Tensor,
-    key: Tensor,
-    value: Tensor,
-    blocks: Tensor,
-    counts: Tensor,
-    room: Tensor,
-    block_size: int,
-    scale: float,
+    rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor, blocks: Tensor, kinds: Tensor, scale: float
 ) -> Part:
-    """Attention of query blocks (B, H, NQ, block size, D) over the blocks in their lists."""
-    batch, heads, number_q, _, size = queries.shape
-    key_heads, number = key.shape[2], room.shape[1]
-    counted = token_mask(room, number * block_size, block_size)
-    keys, values = (_cut(x, block_size, counted).view(-1, block_size, size) for x in (key, value))
-    biases = _bias(counted).view(-1, block_size)
-
-    blocks, counts = _existing(blocks, counts, room)
-    kinds = _kinds(blocks, counts, room, block_size)
-    width = blocks.shape[-1]
-    first = torch.arange(batch)[:, None, None, None]
-    head = torch.arange(heads)[:, None, None] // (heads // key_heads)
-    places = (((first * key_heads + head) * number) + blocks).flatten(0, 2)
-    bias_places = (first * number + blocks).flatten(0, 2)
-    rows = queries.view(-1, 1, block_size, size)
-
-    order = kinds.argsort(stable=True)
-    sorted_already = bool((order[1:] > order[:-1]).all())
-    if not sorted_already:
-        places, bias_places, rows = places[order], bias_places[order], rows[order]
-    out = rows.new_empty(rows.shape)
-    lse = rows.new_empty(rows.shape[:-1], dtype=torch.float32)
-
-    start = 0
+    """Attention of one head's query blocks (NQ, block size, D) over the blocks in their lists (NQ, K)."""
+    number, block_size, size = rows.shape
+    out, lse = torch.empty(rows.shape, dtype=rows.dtype), torch.empty(number, block_size)
+    threads = torch.get_num_threads()
+    at_once = _GATHERED if threads == 1 else _GATHERED_BESIDE_OTHERS * threads
     for kind, repeats in zip(*(x.tolist() for x in kinds.unique(return_counts=True)), strict=True):
-        end = start + repeats
         count, ragged = divmod(kind, 2)
+        # In the usual case that all lists are of one kind, rows are taken as they stand.
+        where = None if repeats == number else (kinds == kind).nonzero()[:, 0]
         if count == 0:
-            out[start:end], lse[start:end] = 0.0, -math.inf
-            start = end
+            empty = slice(None) if where is None else where
+            out[empty], lse[empty] = 0.0, -math.inf
             continue
-        step = min(max(1, _GATHERED // (count * block_size * size)), repeats)
+        step = min(max(1, at_once // (count * block_size * size)), repeats)
         gathered = keys.new_empty(2, step * count, block_size, size)
-        for begin in range(start, end, step):
-            part = slice(begin, min(begin + step, end))
-            here = part.stop - begin
-            taken = places[part, :count].reshape(-1)
+        for begin in range(0, repeats, step):
+            here = min(step, repeats - begin)
+            part = slice(begin, begin + here) if where is None else where[begin : begin + here]
+            taken = blocks[part, :count].reshape(-1)
             held = gathered[:, : here * count]
             torch.index_select(keys, 0, taken, out=held[0])
             torch.index_select(values, 0, taken, out=held[1])
             near = held.view(2, here, 1, count * block_size, size)
-            bias = None
-            if ragged:
-                bias = biases[bias_places[part, :count].reshape(-1)].view(here, 1, 1, count * block_size)
-            out[part], lse[part] = _flash(rows[part], near[0], near[1], bias, scale)
-        start = end
-    if not sorted_already:
-        back = order.argsort()
-        out, lse = out[back], lse[back]
-    return out.view(queries.shape), lse.view(batch, heads, number_q * block_size)
+            added = bias[taken].view(here, 1, 1, -1) if ragged else None
+            found, found_lse = _flash(rows[part].unsqueeze(1), near[0], near[1], added, scale)
+            out[part], lse[part] = found[:, 0], found_lse[:, 0]
+    return out, lse
 
 
 def _existing(blocks: Tensor, counts: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     """The lists without blocks of size 0, with a block that exists behind their ends."""
-    blocks = torch.where(torch.arange(blocks.shape[-1]) < counts[..., None], blocks, 0).to(torch.int64)
-    counts = counts.to(torch.int64)
+    listed = torch.arange(blocks.shape[-1]) < counts[..., None]
+    blocks = torch.where(listed, blocks, 0).to(torch.int64)
     missing = (room == 0)[:, None, None].expand(*blocks.shape[:-1], -1).gather(-1, blocks)
-    if (missing & (torch.arange(blocks.shape[-1]) < counts[..., None])).any():
-        missing |= torch.arange(blocks.shape[-1]) >= counts[..., None]
-        blocks = blocks.gather(-1, missing.to(torch.int8).argsort(dim=-1, stable=True))
-        counts = (~missing).sum(-1)
-    return blocks, counts
+    if not (missing & listed).any():
+        return blocks, counts.to(torch.int64)
+    kept = listed & ~missing
+    return blocks.gather(-1, (~kept).to(torch.int8).argsort(dim=-1, stable=True)), kept.sum(-1)
 
 
 def _kinds(blocks: Tensor, counts: Tensor, room: Tensor, block_size: int) -> Tensor:
     """For each list, twice its length, and one more if it holds a block that is not full."""
     short = (room < block_size)[:, None, None].expand(*blocks.shape[:-1], -1).gather(-1, blocks)
     short &= torch.arange(blocks.shape[-1]) < counts[..., None]
-    return (2 * counts + short.any(-1)).reshape(-1)
+    return 2 * counts + short.any(-1)
 
 
 def _tail(
-    queries: Tensor,
+    rows: Tensor,
     mean_key: Tensor,
     mean_value: Tensor,
     first_order: Tensor | None,
-    room: Tensor,
+    weights: Tensor,
     left: Tensor,
     scale: float,
 ) -> Part:
-    """Attention of query blocks over one virtual token for each block that is left over, in float32."""
-    batch, heads, number_q, block_size, size = queries.shape
-    group = heads // mean_key.shape[2]
-    rows = queries.float().view(batch * heads, number_q, block_size, size)
-    if not room.all():
-        # The mean of no tokens may be anything.
-        mean_key, mean_value = (torch.where(room[..., None, None] > 0, x, 0.0) for x in (mean_key, mean_value))
-    keys, values = (
-        x.transpose(1, 2).repeat_interleave(group, 1).flatten(0, 1)[:, None].expand(-1, number_q, -1, -1)
-        for x in (mean_key, mean_value)
-    )
-    weights = room.float().log()[:, None, None]
-    bias = torch.where(left, weights, -math.inf).view(batch * heads, number_q, 1, -1)
-    out, lse = _flash(rows, keys, values, bias, scale)
+    """Attention of one head's query blocks over one virtual token for each block that is left over, in float32."""
+    keys, values = (x.expand(rows.shape[0], 1, *x.shape) for x in (mean_key, mean_value))
+    bias = torch.where(left, weights, -math.inf)[:, None, None]
+    out, lse = (x[:, 0] for x in _flash(rows.unsqueeze(1), keys, values, bias, scale))
     if first_order is not None:
-        matrix = first_order.repeat_interleave(group, 1).flatten(0, 1)
         # The term is proportional to the mass of the tail: relative to that mass, it is the same for all rows.
-        out = torch.baddbmm(out.flatten(1, 2), rows.flatten(1, 2), matrix, alpha=scale)
-    return out.view(queries.shape), lse.reshape(batch, heads, -1)
+        out = torch.baddbmm(out, rows, first_order.expand(rows.shape[0], -1, -1), alpha=scale)
+    return out, lse
 
 
-def _cut(x: Tensor, block_size: int, counted: Tensor | None = None) -> Tensor:
-    """(batch, tokens, heads, head size) as contiguous (batch, heads, blocks, block size, head size).
-
-    Tokens that the tensor does not have are zero, and with `counted` also those that do not count.
-    """
-    batch, length, heads, size = x.shape
-    number = number_of_blocks(length, block_size)
-    if counted is not None and not counted[:, :length].all():
-        x = torch.where(counted[:, :length, None, None], x, 0.0)
-    x = torch.nn.functional.pad(x.transpose(1, 2), (0, 0, 0, number * block_size - length))
-    return x.contiguous().view(batch, heads, number, block_size, size)
+def _rows(x: Tensor, block_size: int) -> Tensor:
+    """(tokens, D) as (blocks, block size, D): a view, or where the last block is short a copy with zeros behind."""
+    missing = -len(x) % block_size
+    if missing:
+        x = torch.nn.functional.pad(x, (0, 0, 0, missing))
+    return x.unflatten(0, (-1, block_size))
 
 
 def _bias(counted: Tensor) -> Tensor:
