@@ -82,10 +82,11 @@ def table(found: dict[str, Row], times: dict[str, Timing], prompts: list[str], f
     for name, row in found.items():
         pairs = list(zip(row.frames, found[first].frames, strict=True))
         shown = [report[figure.reported] for report in row.reports]
+        method = None if row.config is None else row.config.methods[0]
         lines.append(
             {
                 "setting": name,
-                "config": None if row.config is None else row.config.methods[0].model_dump(),
+                "config": None if method is None else {"method": method.method, **method.model_dump()},
                 "steps": row.steps,
                 "seconds": round(times[name].median, 2),
                 "seconds_p20": round(times[name].p20, 2),

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["all_blocks", "head_budgets", "kept_number", "threshold_blocks", "top_blocks", "with_dense_rows"]
+__all__ = ["head_budgets", "kept_number", "threshold_blocks", "top_blocks"]
 
 _FIRST, _LAST = 2**31 - 1, -(2**31)
 
@@ -95,56 +95,6 @@ def threshold_blocks(
     else:
         wanted = kept.sum(-1).clamp(min=1)
     return _choose("threshold_blocks", scores, wanted, always, sizes, width)
-
-
-def all_blocks(
-    batch: int,
-    heads: int,
-    query_blocks: int,
-    number_of_blocks: int,
-    *,
-    sizes: Tensor | None = None,
-    device: torch.device | str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Every block of size above 0 in every row, in the form of `top_blocks`.
-
-    Returns int32 (B, H, NQ, N) and int32 (B, H, NQ); `sizes` is (B, N) or (1, N).
-    """
-    device = sizes.device if sizes is not None else device
-    scores = torch.zeros((1, 1, 1, number_of_blocks), device=device)
-    if sizes is not None:
-        scores = scores.expand(sizes.shape[0], 1, 1, -1)
-    blocks, counts = top_blocks(scores, number_of_blocks, sizes=sizes, width=number_of_blocks)
-    return (
-        blocks.expand(batch, heads, query_blocks, -1).contiguous(),
-        counts.expand(batch, heads, query_blocks).contiguous(),
-    )
-
-
-def with_dense_rows(
-    blocks: Tensor, counts: Tensor, rows: Tensor, number_of_blocks: int, sizes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The same choice with every block of size above 0 in some rows: the rows of text queries, for example.
-
-    Args:
-        blocks, counts: as of `top_blocks`.
-        rows: bool (NQ,), the rows to be dense. On the CPU, asking whether there are any does not wait for a device.
-        number_of_blocks: N. Any dense row makes K = N for all rows: for a few of them in a long sequence a call of
-            their own is cheaper.
-        sizes: (B, N) or (1, N).
-    """
-    if rows.shape != counts.shape[2:] or rows.dtype != torch.bool:
-        raise ValueError(
-            f"with_dense_rows takes rows as bool of shape {tuple(counts.shape[2:])}: "
-            f"it is {str(rows.dtype).removeprefix('torch.')} of shape {tuple(rows.shape)}"
-        )
-    if not rows.any():
-        return blocks, counts
-    rows = rows.to(blocks.device)
-    dense, number = all_blocks(blocks.shape[0], 1, 1, number_of_blocks, sizes=sizes, device=blocks.device)
-    padding = number_of_blocks - blocks.shape[-1]
-    blocks = torch.cat([blocks, blocks.new_zeros((*blocks.shape[:-1], padding))], -1)
-    return torch.where(rows[:, None], dense, blocks), torch.where(rows, number, counts)
 
 
 def kept_number(density: float, number_of_blocks: int) -> int:

@@ -81,8 +81,7 @@ class AdaSpa(SparseAttention):
             return out, None
         return call.attend(chosen, tail, statistics), chosen[1]
 
-    def _choose(self, call: SparseCall, mass: Tensor, tail_mass: Tensor | None) -> Blocks:
-        scores = mass if tail_mass is None else (mass - tail_mass).abs()
+    def _choose(self, call: SparseCall, scores: Tensor, mass: Tensor) -> Blocks:
         if not self.config.head_adaptive:
             return highest_blocks(call, scores, self.config.density)
         keep = head_budgets(mass[..., call.image], self.config.density, self.config.recall) + call.text_blocks

@@ -20,7 +20,8 @@ from accel.methods.base import steps_in
 from accel.methods.sparse_call import Blocks, SparseCall
 from accel.runtime.state import BranchState
 
-Choose = Callable[[SparseCall, Tensor, Tensor | None], Blocks]
+# Gets a call, the scores of its blocks and their attention mass, both (B, H, NQ, N).
+Choose = Callable[[SparseCall, Tensor, Tensor], Blocks]
 
 
 @dataclass
@@ -106,8 +107,9 @@ class BlockSearch:
             lse,
             call.block_size,
             call.sizes,
-            query_sizes=call.sizes[:, call.image].contiguous(),
+            query_sizes=call.image_sizes,
             mean_key=mean_key,
             scale=call.scale,
         )
-        return choose(call, mass, tail_mass)
+        # With a tail, what matters is not how much falls on a block but how much of it the tail gets wrong.
+        return choose(call, mass if tail_mass is None else (mass - tail_mass).abs(), mass)

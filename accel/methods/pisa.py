@@ -106,10 +106,11 @@ class PISA(SparseAttention):
         return f"dense_layers={config.dense_layers} leaves it none of the transformer's blocks: lower it"
 
     def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
-        config = self.config
-        statistics = call.statistics(first_order=config.tail == "hybrid", spread=config.router == "covariance")
-        if config.router == "search":
-            out, chosen = self._search.attend(call, self._by_error, statistics)
+        config, statistics = self.config, None
+        if config.tail != "none" or config.router != "search":
+            statistics = call.statistics(first_order=config.tail == "hybrid", spread=config.router == "covariance")
+        if statistics is None or config.router == "search":
+            out, chosen = self._search.attend(call, self._highest, statistics)
             if out is not None:
                 return out, None
         else:
@@ -132,9 +133,7 @@ class PISA(SparseAttention):
             scores = scores + spread.repeat_interleave(scores.shape[1] // spread.shape[1], 1)[:, :, None]
         return highest_blocks(call, scores, self.config.density)
 
-    def _by_error(self, call: SparseCall, mass: Tensor, tail_mass: Tensor | None) -> Blocks:
-        """The blocks whose mass the tail gets most wrong; without a tail, those with the largest mass."""
-        scores = mass if tail_mass is None or self.config.tail == "none" else (mass - tail_mass).abs()
+    def _highest(self, call: SparseCall, scores: Tensor, mass: Tensor) -> Blocks:
         return highest_blocks(call, scores, self.config.density)
 
 

@@ -61,6 +61,11 @@ class SparseCall:
         return (self.sizes[:, self.text] > 0).sum(1, keepdim=True)
 
     @property
+    def image_sizes(self) -> Tensor:
+        """(B, NQ): the tokens that count in each block of the image."""
+        return self.sizes[:, self.image]
+
+    @property
     def image_query(self) -> Tensor:
         """The queries of the image tokens, (B, S_image, H, D)."""
         return self.query[:, self.rows(self.image)]
@@ -101,13 +106,14 @@ def put_into_blocks(
     """
     query, key, value = _of_one_dtype(tensors)
     batch, tokens = query.shape[:2]
-    words, image = call.text_length, math.prod(moment.grid or (0,))
-    if words is None or image == 0 or image + words != tokens:
+    grid, words = moment.grid, call.text_length
+    if grid is None or words is None or math.prod(grid) + words != tokens:
         raise NotInBlocks(f"the {tokens} tokens are not one grid of image tokens and {words or 0} of text")
+    image = math.prod(grid)
     if image < 2 * block_size:
         raise NotInBlocks(f"{image} image tokens are fewer than two blocks of {block_size}")
     arrangement = arrange(
-        moment.grid or (1, 1, image),
+        grid,
         text=call.text if words else "none",
         text_length=words,
         block_size=block_size,
@@ -170,8 +176,7 @@ def highest_blocks(call: SparseCall, scores: Tensor, density: float) -> Blocks:
 
 def block_scores(call: SparseCall, mean_key: Tensor) -> Tensor:
     """(B, H, NQ, N) float32: scaled products of mean queries of the image and mean keys of all blocks."""
-    sizes = call.sizes[:, call.image].contiguous()
-    mean_query = block_means(call.image_query, call.block_size, sizes)
+    mean_query = block_means(call.image_query, call.block_size, call.image_sizes)
     heads = mean_query.shape[2] // mean_key.shape[2]
     scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
     return scale * mean_query.transpose(1, 2) @ mean_key.repeat_interleave(heads, 2).permute(0, 2, 3, 1)

@@ -12,10 +12,7 @@ from accel.kernels import blocks as cut
 from accel.kernels import checks
 from accel.kernels.forms import implementation
 
-__all__ = ["BLOCK_SIZES", "HEAD_SIZES", "block_attention", "dense_attention"]
-
-BLOCK_SIZES = cut.BLOCK_SIZES
-HEAD_SIZES = tuple(range(8, cut.LARGEST_HEAD + 1, 8))
+__all__ = ["block_attention", "dense_attention"]
 
 
 def block_attention(

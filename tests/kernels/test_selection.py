@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from accel.kernels.selection import (
-    all_blocks,
     head_budgets,
     kept_number,
     threshold_blocks,
     top_blocks,
-    with_dense_rows,
 )
 
 
@@ -148,24 +146,16 @@ def test_threshold_with_required_and_empty_blocks() -> None:
     assert rows(*threshold_blocks(torch.ones(1, 1, 1, 5), 0.0)) == [[0]], "of equals, the first"
 
 
-def test_all_blocks_and_dense_rows() -> None:
-    sizes = torch.tensor([[4, 0, 4, 4], [4, 4, 4, 0]], dtype=torch.int32)
-    blocks, counts = all_blocks(2, 3, 5, 4, sizes=sizes)
-    assert blocks.shape == (2, 3, 5, 4)
-    assert rows(blocks, counts) == [[0, 2, 3]] * 15 + [[0, 1, 2]] * 15
-    assert rows(*all_blocks(1, 1, 2, 3)) == [[0, 1, 2]] * 2
-
-    chosen = top_blocks(random_scores(2, 3, 5, 4), 1, sizes=sizes)
-    dense = torch.tensor([False, True, False, False, True])
-    found = rows(*with_dense_rows(*chosen, dense, 4, sizes))
-    before = rows(*chosen)
-    for index, row in enumerate(found):
-        whole = [0, 2, 3] if index < 15 else [0, 1, 2]
-        assert row == (whole if dense[index % 5] else before[index])
-    same = with_dense_rows(*chosen, torch.zeros(5, dtype=torch.bool), 4, sizes)
-    assert same[0] is chosen[0]
-    with pytest.raises(ValueError, match="rows as bool"):
-        with_dense_rows(*chosen, torch.ones(4, dtype=torch.bool), 4)
+def test_text_does_not_raise_the_bar_for_the_image() -> None:
+    image = torch.tensor([0.0, 1.0, 2.0, 9.0])
+    scores = torch.cat([torch.full((2,), 100.0), image])[None, None, None]
+    words = torch.tensor([True, True, False, False, False, False])
+    plain, _ = threshold_blocks(scores, 1.0, always=words)
+    found, counts = threshold_blocks(scores, 1.0, always=words, among=~words)
+    alone, _ = threshold_blocks(image[None, None, None], 1.0)
+    assert plain.tolist() == [[[[0, 1]]]]
+    assert found.tolist() == [[[[0, 1, 5]]]] and counts.tolist() == [[[3]]]
+    assert alone.tolist() == [[[[3]]]]
 
 
 def test_density_one_gives_all_blocks() -> None:
