@@ -2,7 +2,8 @@
 
 Delta-DiT (Chen et al. 2024, arXiv 2406.01125) caches Delta_{a:b} = F_{a:b}(h_a) - h_a for the blocks a..b-1 on a
 full step, and takes h_b = h_a + Delta_{a:b} on the steps in between. Unlike a cached output, that keeps the
-current h_a.
+current h_a. A slope, the change of the delta per step, continues it along a line (TaylorSeer, arXiv 2503.06923, at
+order 1).
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from accel.kernels import checks
 from accel.kernels.forms import implementation
 
-__all__ = ["apply_delta", "compute_delta"]
+__all__ = ["apply_delta", "compute_delta", "update_delta"]
 
 
 def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -43,25 +44,64 @@ def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None = None)
     return _compute_delta(output, input, previous)
 
 
-def apply_delta(input: Tensor, delta: Tensor) -> Tensor:
-    """`input + delta` in the dtype of `input`.
+def update_delta(
+    output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`output - input` as the successor of an earlier delta, with its slope and how wrong the prediction was.
 
-    Delta-DiT, arXiv 2406.01125: a cached step, h_b = h_a + Delta_{a:b}. For inference: no gradient is defined.
+    With d = output - input, the new slope is (d - delta) / gap, and the earlier delta would have predicted
+    delta + gap * slope for this step (delta alone without a slope): TaylorSeer, arXiv 2503.06923, at order 1.
+    For inference: no gradient is defined.
+
+    Args:
+        output, input: as of `compute_delta`.
+        delta, slope: the delta of the last capture and its change per step; shape and device of `output`, both of
+            one dtype of the four, in which the results are held.
+        gap: steps from the last capture to this one, at least 1.
+
+    Returns:
+        The delta and the slope in the dtype of `delta`, contiguous (computed in the wider of the two dtypes, at
+        least float32, each rounded once), and the statistics of `compute_delta`, of d as it is held, with
+        sum((d - prediction)²) in the third place.
+
+    Raises:
+        ValueError: shapes or devices differ, `gap` is below 1, or the forced form cannot run on the device.
+        TypeError: dtypes are not among the four, or those that should be one differ.
+    """
+    held = {"delta": delta} | ({} if slope is None else {"slope": slope})
+    checks.require_floats("update_delta", output=output, input=input, **held)
+    checks.require_same_place("update_delta", output=output, input=input, **held)
+    checks.require_same_dtype("update_delta", output=output, input=input)
+    checks.require_same_dtype("update_delta", **held)
+    if gap < 1:
+        raise ValueError(f"update_delta takes a gap of at least 1 step, not {gap}")
+    return _update_delta(output, input, delta, slope, gap)
+
+
+def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: int = 0) -> Tensor:
+    """`input + (delta + distance * slope)` in the dtype of `input`.
+
+    Delta-DiT, arXiv 2406.01125: a cached step, h_b = h_a + Delta_{a:b}; with a slope, Delta_{a:b} is continued along
+    a line (TaylorSeer, arXiv 2503.06923, at order 1). For inference: no gradient is defined.
 
     Args:
         input: the hidden states h_a; any shape, float16, bfloat16, float32 or float64, contiguous or strided.
         delta: shape and device of `input`; its dtype may be another of the four.
+        slope: the change of the delta per step; shape, device and dtype of `delta`. Without it, the delta as it is.
+        distance: steps since the delta was captured.
 
     Returns:
         A new contiguous tensor. Half types are added in float32 and rounded once.
 
     Raises:
         ValueError: shapes or devices differ, or the forced form cannot run on the device.
-        TypeError: a dtype is not among the four.
+        TypeError: a dtype is not among the four, or delta and slope differ in it.
     """
-    checks.require_floats("apply_delta", input=input, delta=delta)
-    checks.require_same_place("apply_delta", input=input, delta=delta)
-    return _apply_delta(input, delta)
+    held = {"delta": delta} | ({} if slope is None else {"slope": slope})
+    checks.require_floats("apply_delta", input=input, **held)
+    checks.require_same_place("apply_delta", input=input, **held)
+    checks.require_same_dtype("apply_delta", **held)
+    return _apply_delta(input, delta, slope, distance)
 
 
 @torch.library.custom_op("accel::compute_delta", mutates_args=())
@@ -75,11 +115,24 @@ def _(output: Tensor, input: Tensor, previous: Tensor | None = None) -> tuple[Te
     return delta, output.new_empty(5, dtype=torch.float32)
 
 
+@torch.library.custom_op("accel::update_delta", mutates_args=())
+def _update_delta(
+    output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return implementation(__name__, output).update_delta(output, input, delta, slope, gap)
+
+
+@_update_delta.register_fake
+def _(output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int) -> tuple[Tensor, Tensor, Tensor]:
+    held = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    return held, torch.empty_like(held), output.new_empty(5, dtype=torch.float32)
+
+
 @torch.library.custom_op("accel::apply_delta", mutates_args=())
-def _apply_delta(input: Tensor, delta: Tensor) -> Tensor:
-    return implementation(__name__, input).apply_delta(input, delta)
+def _apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: int = 0) -> Tensor:
+    return implementation(__name__, input).apply_delta(input, delta, slope, distance)
 
 
 @_apply_delta.register_fake
-def _(input: Tensor, delta: Tensor) -> Tensor:
+def _(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: int = 0) -> Tensor:
     return torch.empty_like(input, memory_format=torch.contiguous_format)

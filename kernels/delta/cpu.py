@@ -16,23 +16,49 @@ _ROW = 1024
 def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
     # torch computes half types in float32 and rounds once, so this is already what the reference does.
     delta = torch.sub(output, input, out=_result_like(output))
+    return delta, _statistics(delta, input, previous)
+
+
+def update_delta(
+    output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = _wide(output, delta)
+    earlier = delta.to(wide)
+    new = torch.sub(output.to(wide), input.to(wide)).to(delta.dtype).contiguous()
+    per_step = torch.sub(new.to(wide), earlier).div_(gap).to(delta.dtype).contiguous()
+    predicted = earlier if slope is None else slope.to(wide).mul(gap).add_(earlier)
+    return new, per_step, _statistics(new, input, predicted)
+
+
+def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: int) -> Tensor:
+    if slope is None:
+        return torch.add(input, delta, out=_result_like(input))
+    wide = _wide(input, delta)
+    result = torch.mul(slope.to(wide), distance, out=_result_like(input, dtype=wide))
+    return result.add_(delta).add_(input).to(input.dtype)
+
+
+def _wide(*tensors: Tensor) -> torch.dtype:
+    wide = torch.float32
+    for tensor in tensors:
+        wide = torch.promote_types(wide, tensor.dtype)
+    return wide
+
+
+def _result_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _statistics(delta: Tensor, input: Tensor, previous: Tensor | None) -> Tensor:
     if delta.numel() == 0:
-        return delta, torch.zeros(5)
+        return torch.zeros(5)
     flat = delta.view(-1)
     low, high = torch.aminmax(flat)
     largest = torch.maximum(high, -low)
     non_finite = torch.zeros(()) if largest.isfinite() else flat.isfinite().logical_not_().sum()
     change = torch.zeros(()) if previous is None else _sum_of_squares(flat, previous.reshape(-1))
     stats = [_sum_of_squares(flat), _sum_of_squares(input.reshape(-1)), change, largest, non_finite]
-    return delta, torch.stack([value.float() for value in stats])
-
-
-def apply_delta(input: Tensor, delta: Tensor) -> Tensor:
-    return torch.add(input, delta, out=_result_like(input))
-
-
-def _result_like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return torch.stack([value.float() for value in stats])
 
 
 def _sum_of_squares(values: Tensor, minus: Tensor | None = None) -> Tensor:

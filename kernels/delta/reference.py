@@ -11,6 +11,17 @@ def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tup
     return delta, statistics(delta.to(wide), input.to(wide), stored).float()
 
 
+def update_delta(
+    output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(torch.promote_types(output.dtype, delta.dtype), torch.float32)
+    before, earlier = input.to(wide), delta.to(wide)
+    new = (output.to(wide) - before).to(delta.dtype).contiguous()
+    predicted = earlier if slope is None else earlier + gap * slope.to(wide)
+    per_step = ((new.to(wide) - earlier) / gap).to(delta.dtype).contiguous()
+    return new, per_step, statistics(new.to(wide), before, predicted).float()
+
+
 def statistics(delta: Tensor, input: Tensor, previous: Tensor | None) -> Tensor:
     """The five statistics in the dtype of the arguments: the specification when they are float64."""
     zero = delta.new_zeros(())
@@ -25,6 +36,7 @@ def statistics(delta: Tensor, input: Tensor, previous: Tensor | None) -> Tensor:
     )
 
 
-def apply_delta(input: Tensor, delta: Tensor) -> Tensor:
+def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: int) -> Tensor:
     wide = torch.promote_types(torch.promote_types(input.dtype, delta.dtype), torch.float32)
-    return (input.to(wide) + delta.to(wide)).to(input.dtype).contiguous()
+    change = delta.to(wide) if slope is None else delta.to(wide) + distance * slope.to(wide)
+    return (input.to(wide) + change).to(input.dtype).contiguous()

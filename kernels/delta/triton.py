@@ -30,15 +30,21 @@ def _compute_delta(
     output,
     input,
     previous,
+    slope,
     delta,
+    new_slope,
     partials,
     columns,
     output_stride,
     input_stride,
     previous_stride,
+    slope_stride,
+    gap,
     blocks_per_row,
     blocks,
     HAS_PREVIOUS: tl.constexpr,
+    HAS_SLOPE: tl.constexpr,
+    MAKES_SLOPE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -63,8 +69,19 @@ def _compute_delta(
         delta_squared += value * value
         input_squared += base * base
         if HAS_PREVIOUS:
-            stored = tl.load(previous + row * previous_stride + column + lanes, mask=inside, other=0.0)
-            change = (exact - stored.to(WIDE)).to(tl.float32)
+            predicted = tl.load(previous + row * previous_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
+            if MAKES_SLOPE:
+                # A division that is rounded once, as elsewhere; the plain one is approximate in float32.
+                steps = gap.to(WIDE)
+                if exact.dtype == tl.float64:
+                    per_step = (exact - predicted) / steps
+                else:
+                    per_step = tl.div_rn(exact - predicted, steps)
+                tl.store(new_slope + row * columns + column + lanes, per_step.to(delta.dtype.element_ty), mask=inside)
+                if HAS_SLOPE:
+                    before_slope = tl.load(slope + row * slope_stride + column + lanes, mask=inside, other=0.0)
+                    predicted += steps * before_slope.to(WIDE)
+            change = (exact - predicted).to(tl.float32)
             change_squared += change * change
         # Without their sign, floats are in the order of their bits read as integers, with NaN above infinity:
         # a maximum of integers cannot lose a NaN.
@@ -97,11 +114,15 @@ def _finish_stats(partials, stats, programs, PROGRAMS: tl.constexpr):
 def _apply_delta(
     input,
     delta,
+    slope,
     output,
     columns,
     input_stride,
     delta_stride,
+    slope_stride,
+    distance,
     blocks_per_row,
+    HAS_SLOPE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -112,15 +133,37 @@ def _apply_delta(
     inside = lanes < columns - column
     base = tl.load(input + row * input_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
     change = tl.load(delta + row * delta_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
+    if HAS_SLOPE:
+        per_step = tl.load(slope + row * slope_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
+        change += distance.to(WIDE) * per_step
     result = (base + change).to(output.dtype.element_ty)
     tl.store(output + row * columns + column + lanes, result, mask=inside)
 
 
 def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-    delta = torch.empty_like(output, memory_format=torch.contiguous_format)
+    delta, _, stats = _compute(output, input, previous, None, None, output.dtype)
+    return delta, stats
+
+
+def update_delta(
+    output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    new, new_slope, stats = _compute(output, input, delta, slope, gap, delta.dtype)
+    assert new_slope is not None
+    return new, new_slope, stats
+
+
+def _compute(
+    output: Tensor, input: Tensor, previous: Tensor | None, slope: Tensor | None, gap: int | None, held: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    delta = torch.empty_like(output, dtype=held, memory_format=torch.contiguous_format)
+    new_slope = None if gap is None else torch.empty_like(delta)
     if delta.numel() == 0:
-        return delta, torch.zeros(5, device=output.device)
-    after, before, stored = _as_rows(output, input, input if previous is None else previous)
+        return delta, new_slope, torch.zeros(5, device=output.device)
+    # Kernels take a tensor at every place; one that is not there is never read or written.
+    after, before, stored, sloped = _as_rows(
+        output, input, input if previous is None else previous, input if slope is None else slope
+    )
     rows, columns = after.shape
     blocks_per_row = triton.cdiv(columns, BLOCK)
     blocks = rows * blocks_per_row
@@ -132,16 +175,22 @@ def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tup
             after,
             before,
             stored,
+            sloped,
             delta,
+            delta if new_slope is None else new_slope,
             partials,
             columns,
             after.stride(0),
             before.stride(0),
             stored.stride(0),
+            sloped.stride(0),
+            float(gap or 1),
             blocks_per_row,
             blocks,
             HAS_PREVIOUS=previous is not None,
-            WIDE=_WIDE[output.dtype],
+            HAS_SLOPE=slope is not None,
+            MAKES_SLOPE=gap is not None,
+            WIDE=_WIDE[torch.promote_types(output.dtype, held)],
             BLOCK=BLOCK,
             num_warps=WARPS,
             enable_fp_fusion=False,
@@ -154,25 +203,29 @@ def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tup
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
-    return delta, stats
+    return delta, new_slope, stats
 
 
-def apply_delta(input: Tensor, delta: Tensor) -> Tensor:
+def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: int) -> Tensor:
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
     if output.numel() == 0:
         return output
-    base, change = _as_rows(input, delta)
+    base, change, sloped = _as_rows(input, delta, delta if slope is None else slope)
     rows, columns = base.shape
     blocks_per_row = triton.cdiv(columns, BLOCK)
     with on_device(input):
         _apply_delta[(rows * blocks_per_row,)](
             base,
             change,
+            sloped,
             output,
             columns,
             base.stride(0),
             change.stride(0),
+            sloped.stride(0),
+            float(distance),
             blocks_per_row,
+            HAS_SLOPE=slope is not None,
             WIDE=_WIDE[torch.promote_types(input.dtype, delta.dtype)],
             BLOCK=BLOCK,
             num_warps=WARPS,

@@ -37,11 +37,21 @@ def compute(name: str, output: torch.Tensor, input: torch.Tensor, previous: torc
     )
 
 
-def apply(name: str, input: torch.Tensor, change: torch.Tensor) -> Case:
+def apply(name: str, input: torch.Tensor, change: torch.Tensor, slope: torch.Tensor | None = None) -> Case:
     kernel = "_apply_delta"
     return Case(
         f"apply_delta-{name}",
-        lambda arch: delta.apply_delta(input, change),
+        lambda arch: delta.apply_delta(input, change, slope, 2),
+        requires={kernel: (WIDE_LOAD, WIDE_STORE)},
+        forbids={kernel: (NARROW_LOAD,)},
+    )
+
+
+def update(name: str, hidden: torch.Tensor, held: torch.Tensor, slope: torch.Tensor | None) -> Case:
+    kernel = "_compute_delta"
+    return Case(
+        f"update_delta-{name}",
+        lambda arch: delta.update_delta(hidden, hidden, held, slope, 3),
         requires={kernel: (WIDE_LOAD, WIDE_STORE)},
         forbids={kernel: (NARROW_LOAD,)},
     )
@@ -130,8 +140,11 @@ CASES = [
     apply("bf16", meta(BF16, *USUAL), meta(BF16, *USUAL)),
     apply("bf16-to-f32-strided", without_text(F32), meta(BF16, *USUAL)),
     apply("f16-huge", meta(F16, *HUGE), meta(F16, *HUGE)),
+    apply("bf16-slope", *[meta(BF16, *USUAL)] * 3),
+    update("bf16", *[meta(BF16, *USUAL)] * 3),
+    update("f32-held-bf16", meta(F32, *USUAL), meta(BF16, *USUAL), None),
     Case("compute_delta-odd", lambda arch: delta.compute_delta(*[meta(BF16, 3, 333)] * 3), {}, {}),
-    Case("apply_delta-odd", lambda arch: delta.apply_delta(*[meta(F32, 3, 333)] * 2), {}, {}),
+    Case("apply_delta-odd", lambda arch: delta.apply_delta(*[meta(F32, 3, 333)] * 2, None, 0), {}, {}),
     Case(
         "block_means",
         lambda arch: statistics.block_means(tokens(BF16, 128), 64, None),

@@ -1,4 +1,4 @@
-"""compute_delta and apply_delta: every form against the reference, bit for bit, and against float64 sums."""
+"""compute_delta, update_delta, apply_delta: every form against the reference bit for bit, and against float64 sums."""
 
 import importlib
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from accel.kernels.delta import apply_delta, compute_delta, reference
+from accel.kernels.delta import apply_delta, compute_delta, reference, update_delta
 from accel.kernels.forms import use
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
@@ -94,7 +94,54 @@ def test_applied_delta(make, dtypes, layout):
     input, delta = input.to(base), delta.to(change)
     output = apply_delta(input, delta)
     assert output.is_contiguous() and output.device == input.device
-    assert same_bits(output, reference.apply_delta(input.cpu(), delta.cpu()))
+    assert same_bits(output, reference.apply_delta(input.cpu(), delta.cpu(), None, 0))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", ["f32-f32", "f16-f16", "bf16-bf16", "f64-f64", "f32-bf16", "bf16-f32"])
+def test_a_delta_that_is_continued_along_a_line(make, dtypes, layout):
+    """The new delta and slope bit for bit; what was mispredicted, and the sum, against the formula in float64."""
+    of_streams, held = (DTYPES[name] for name in dtypes.split("-"))
+    output, input, old = (tensor.to(of_streams) for tensor in LAYOUTS[layout](make))
+    old = old.to(held)
+    slope = (0.1 * output).to(held)
+    for known, gap in ((None, 1), (slope, 1), (slope, 3)):
+        delta, new_slope, stats = update_delta(output, input, old, known, gap)
+        for result in (delta, new_slope):
+            assert result.is_contiguous() and result.device == output.device and result.dtype == held
+        there = [None if tensor is None else tensor.cpu() for tensor in (output, input, old, known)]
+        expected = reference.update_delta(*there, gap)
+        assert same_bits(delta, expected[0]) and same_bits(new_slope, expected[1])
+        predicted = old.double() + (0 if known is None else gap * known.double())
+        # Not to 1e-5 but to the rounding of the prediction itself, which is much of a small difference.
+        exact = exact_stats(delta, input, predicted)
+        assert stats.shape == (5,) and torch.allclose(stats.cpu().double(), exact, rtol=1e-4, atol=0.0)
+
+        continued = apply_delta(input, old, known, gap)
+        assert continued.is_contiguous()
+        assert same_bits(continued, reference.apply_delta(*there[1:], gap))
+
+
+def test_a_line_is_continued_exactly(make):
+    """Deltas that change by the same amount in each step leave nothing mispredicted."""
+    base, per_step, hidden = (make(3, 40).round() for _ in range(3))
+    first, _ = compute_delta(hidden + base, hidden)
+    second, slope, stats = update_delta(hidden + base + 2 * per_step, hidden, first, None, 2)
+    assert torch.equal(slope, per_step)
+    assert math.isclose(stats[2].item(), (2 * per_step).square().sum().item(), rel_tol=BOUND)
+    third, slope, stats = update_delta(hidden + base + 5 * per_step, hidden, second, slope, 3)
+    assert torch.equal(slope, per_step) and stats[2] == 0
+    assert torch.equal(apply_delta(hidden, third, slope, 4), hidden + base + 9 * per_step)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_shows_in_what_was_mispredicted(device, value):
+    ones = torch.ones(3, device=device)
+    bad = torch.tensor([1.0, value, 3.0], device=device)
+    for arguments in ((bad, ones, ones, ones), (ones, ones, bad, ones), (ones, ones, ones, bad)):
+        assert not update_delta(*arguments, 2)[2][2].isfinite()
+    assert update_delta(bad, ones, ones, None, 1)[2][4] == 1
 
 
 def test_the_cpu_form_in_float32_is_plain_addition():
@@ -174,7 +221,12 @@ def test_the_same_call_gives_the_same_bits(make):
 def test_arguments_are_left_alone_and_results_are_new(make):
     arguments = [make(3, 40) for _ in range(3)]
     before = [argument.clone() for argument in arguments]
-    results = [*compute_delta(*arguments), apply_delta(*arguments[:2])]
+    results = [
+        *compute_delta(*arguments),
+        *update_delta(*arguments, arguments[0], 2),
+        apply_delta(*arguments[:2]),
+        apply_delta(*arguments, 2),
+    ]
     for result in results:
         result.fill_(9.0)
     assert all(same_bits(*pair) for pair in zip(arguments, before, strict=True))
@@ -185,7 +237,8 @@ def test_one_graph_when_compiled(make):
 
     def step(output, input, previous):
         delta, stats = compute_delta(output * 2, input, previous)
-        return apply_delta(input, delta), stats
+        later, slope, _ = update_delta(output * 3, input, delta, None, 1)
+        return apply_delta(input, later, slope, 2), stats
 
     torch._dynamo.reset()
     arguments = [make(2, 30, 24) for _ in range(3)]
@@ -199,7 +252,10 @@ def test_registration(make, layout):
     output, input, previous = LAYOUTS[layout](make)
     torch.library.opcheck(torch.ops.accel.compute_delta.default, (output, input))
     torch.library.opcheck(torch.ops.accel.compute_delta.default, (output, input, previous))
+    torch.library.opcheck(torch.ops.accel.update_delta.default, (output, input, previous, None, 1))
+    torch.library.opcheck(torch.ops.accel.update_delta.default, (output, input, *[previous.bfloat16()] * 2, 3))
     torch.library.opcheck(torch.ops.accel.apply_delta.default, (output, input.bfloat16()))
+    torch.library.opcheck(torch.ops.accel.apply_delta.default, (output, input, previous, 2))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +295,16 @@ def test_registration(make, layout):
             lambda: apply_delta(torch.ones(3), torch.ones(3).to(torch.float8_e4m3fn)),
             TypeError,
             r"^apply_delta takes float16, bfloat16, float32 or float64 tensors: delta is float8_e4m3fn$",
+        ),
+        (
+            lambda: apply_delta(torch.ones(3), torch.ones(3), torch.ones(3).half(), 1),
+            TypeError,
+            r"^apply_delta takes one dtype: delta is float32, slope is float16; convert one of them$",
+        ),
+        (
+            lambda: update_delta(*[torch.ones(3)] * 4, 0),
+            ValueError,
+            r"^update_delta takes a gap of at least 1 step, not 0$",
         ),
     ],
 )
