@@ -6,10 +6,11 @@ python bench/delta_op.py [--device cuda] [--repeats 30]
 import argparse
 import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from accel.kernels.delta import apply_delta, compute_delta
+from accel.kernels.delta import apply_delta, compute_delta, update_delta
 from accel.kernels.forms import Form, select, use
 from accel.measure.timing import interleaved, machine, ratio
 
@@ -17,10 +18,10 @@ from accel.measure.timing import interleaved, machine, ratio
 SHAPES = [(1, 2112, 192), (2, 4096, 1536)]
 
 
-def in_form(form: Form, operation: Callable[..., object], *tensors: torch.Tensor) -> Callable[[], object]:
+def in_form(form: Form, operation: Callable[..., object], *arguments: Any) -> Callable[[], object]:
     def call() -> object:
         with use(form):
-            return operation(*tensors)
+            return operation(*arguments)
 
     return call
 
@@ -41,7 +42,9 @@ def main() -> None:
             calls = {
                 "compute_delta": (compute_delta, output, input),
                 "compute_delta, previous": (compute_delta, output, input, previous),
+                "update_delta, slope": (update_delta, output, input, previous, input, 2),
                 "apply_delta": (apply_delta, input, output),
+                "apply_delta, slope": (apply_delta, input, output, previous, 2),
             }
             for name, call in calls.items():
                 forms: tuple[Form, ...] = (fast, "reference")

@@ -72,7 +72,7 @@ def _compute_delta(
             predicted = tl.load(previous + row * previous_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
             if MAKES_SLOPE:
                 # A division that is rounded once, as elsewhere; the plain one is approximate in float32.
-                steps = gap.to(WIDE)
+                steps = tl.full((BLOCK,), gap, WIDE)
                 if exact.dtype == tl.float64:
                     per_step = (exact - predicted) / steps
                 else:
@@ -135,7 +135,7 @@ def _apply_delta(
     change = tl.load(delta + row * delta_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
     if HAS_SLOPE:
         per_step = tl.load(slope + row * slope_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
-        change += distance.to(WIDE) * per_step
+        change += tl.full((BLOCK,), distance, WIDE) * per_step
     result = (base + change).to(output.dtype.element_ty)
     tl.store(output + row * columns + column + lanes, result, mask=inside)
 

@@ -113,10 +113,10 @@ def test_a_delta_that_is_continued_along_a_line(make, dtypes, layout):
         there = [None if tensor is None else tensor.cpu() for tensor in (output, input, old, known)]
         expected = reference.update_delta(*there, gap)
         assert same_bits(delta, expected[0]) and same_bits(new_slope, expected[1])
-        predicted = old.double() + (0 if known is None else gap * known.double())
-        # Not to 1e-5 but to the rounding of the prediction itself, which is much of a small difference.
-        exact = exact_stats(delta, input, predicted)
-        assert stats.shape == (5,) and torch.allclose(stats.cpu().double(), exact, rtol=1e-4, atol=0.0)
+        # The prediction is rounded as the operation rounds it, in the wider dtype.
+        wide = torch.promote_types(torch.promote_types(of_streams, held), torch.float32)
+        predicted = old.to(wide) if known is None else old.to(wide) + gap * known.to(wide)
+        assert_near(stats, exact_stats(delta, input, predicted))
 
         continued = apply_delta(input, old, known, gap)
         assert continued.is_contiguous()
