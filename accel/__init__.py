@@ -18,6 +18,7 @@ _HOMES = {
     "AdaSpaConfig": "accel.methods.adaspa",
     "DeltaCacheConfig": "accel.methods.delta",
     "PISAConfig": "accel.methods.pisa",
+    "TemporalDeltaCacheConfig": "accel.methods.tdc",
     "disable": "accel.session",
     "enable": "accel.session",
     "load_pipeline": "accel.pipelines.loading",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from accel.methods.adaspa import AdaSpaConfig as AdaSpaConfig
     from accel.methods.delta import DeltaCacheConfig as DeltaCacheConfig
     from accel.methods.pisa import PISAConfig as PISAConfig
+    from accel.methods.tdc import TemporalDeltaCacheConfig as TemporalDeltaCacheConfig
     from accel.pipelines.loading import load_pipeline as load_pipeline
     from accel.session import disable as disable
     from accel.session import enable as enable

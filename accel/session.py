@@ -149,6 +149,8 @@ class Session:
             if record is not None and record.grid is None:
                 record.grid = moment.grid
             self._board.wipe()
+            for method in self._methods:
+                method.start_call(moment)
             started = self._recorder.call_started(moment)
             output = proceed(*args, **kwargs)
             self._recorder.call_ended(started)

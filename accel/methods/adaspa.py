@@ -62,6 +62,10 @@ class AdaSpa(SparseAttention):
         super().start_run(num_steps)
         self._search.start_run(num_steps)
 
+    def start_call(self, moment: Moment) -> None:
+        if self.config.density < 1.0 and self._search.due(moment):
+            self.context.board.demand_compute(self.config.method, "a search is due")
+
     def end_run(self) -> None:
         super().end_run()
         self._search.clear()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from accel.errors import AccelError
 from accel.pipelines.sites import PipelineFacts
 from accel.runtime.board import Board
-from accel.runtime.clock import Clock
+from accel.runtime.clock import Clock, Moment
 from accel.runtime.hooks import HookSet
 from accel.runtime.recorder import Recorder, RunRecord
 
@@ -93,6 +93,9 @@ class Method(ABC):
     @abstractmethod
     def start_run(self, num_steps: int) -> None:
         """Called when a run begins, before its first step."""
+
+    def start_call(self, moment: Moment) -> None:  # noqa: B027 - most have nothing to say
+        """Called before each call of a denoiser, for what is to be on the board before its first block."""
 
     @abstractmethod
     def end_run(self) -> None:

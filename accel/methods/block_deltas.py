@@ -1,25 +1,27 @@
-"""The mechanism under the block caches: keep the change that a run of blocks makes, and add it instead of computing.
+"""The mechanism under the block caches: keep the change that blocks make, and add it instead of computing them.
 
-A rule decides for each call of a denoiser which blocks form the run and whether their change is captured or reused.
-The change is kept per guidance branch and per segment: blocks whose input is the very output of the block before. Where
-the parent module changes the hidden states between two blocks (the hints of VACE, the residuals of a ControlNet), the
+A rule cuts the blocks of a call into units and says of each whether its change is captured or reused. The change is
+kept per guidance branch and per segment of a unit: blocks whose input is the very output of the block before. Where the
+parent module changes the hidden states between two blocks (the hints of VACE, the residuals of a ControlNet), the
 object or its version differs, the segment ends, and the parent's addition is in no delta; it is added afresh on the
 steps that reuse. So equal inputs give equal outputs, to rounding, in every family.
 
-Source: Delta-DiT, arXiv 2406.01125, section 3: Delta = F(h) - h on a full step, h + Delta on a cached one.
+Sources: Delta-DiT, arXiv 2406.01125, section 3: Delta = F(h) - h on a full step, h + Delta on a cached one; TaylorSeer,
+arXiv 2503.06923, for continuing what is cached along a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from accel.kernels.delta import apply_delta, compute_delta
+from accel.kernels.delta import apply_delta
 from accel.methods.base import Context
+from accel.methods.held_delta import HeldDelta
 from accel.pipelines.sites import BlockSite, Denoiser
 from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
@@ -31,28 +33,55 @@ _IN_PLACE = "the tokens are changed in place, by a block or between blocks"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a rule wants of one call: the run of blocks, and whether to reuse its change or to capture it.
+    """What a rule wants of a unit of neighbouring blocks in one call: to reuse its change or to capture it.
 
-    A change that was captured before step `since` is too old to be reused, or belongs to another run of blocks.
+    A change that was captured before step `since` is too old to be reused. With `asks`, the rule decides when the call
+    has come to the unit.
     """
 
     blocks: range = range(0)
     reuse: bool = False
     capture: bool = False
     since: int = 0
+    asks: bool = False
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A unit whose change was captured in a call.
+
+    `statistics` is float32 (5,) on the device, summed over the unit's streams: sum(d²), sum(input²), sum((d - what a
+    reuse would have added)²), and of `compute_delta` the rest. `gap` is the number of steps since the capture before,
+    None when there was none to compare with.
+    """
+
+    blocks: range
+    statistics: torch.Tensor
+    gap: int | None
+
+
+class Rule(Protocol):
+    """Decides what is reused."""
+
+    def plans(self, moment: Moment, denoiser: Denoiser, streams: Streams) -> Sequence[Plan]:
+        """The units of a call, ascending; blocks in none of them are computed. `streams` enter the first block."""
+
+    def decide(self, moment: Moment, plan: Plan) -> Plan:
+        """The decision on a unit that asks, when the call has come to its first block."""
+
+    def measured(self, moment: Moment, captured: Captured) -> None:
+        """Hears of every unit that was captured."""
 
 
 @dataclass(frozen=True)
 class _Segment:
     first: int
     last: int
-    deltas: Streams
+    step: int
+    deltas: tuple[HeldDelta, ...]
 
     def fits(self, streams: Streams) -> bool:
-        return all(
-            s.shape == d.shape and s.device == d.device and s.dtype == d.dtype
-            for s, d in zip(streams, self.deltas, strict=True)
-        )
+        return all(delta.fits(stream) for stream, delta in zip(streams, self.deltas, strict=True))
 
     @property
     def nbytes(self) -> int:
@@ -73,20 +102,43 @@ class _Open:
 
 @dataclass
 class _Branch:
+    plans: dict[int, Plan] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
     segments: dict[int, _Segment] = field(default_factory=dict)
-    captured: int = -1
+    # Those that the running capture replaces.
+    earlier: dict[int, _Segment] = field(default_factory=dict)
+    captured: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)
     active: _Segment | None = None
     open: _Open | None = None
 
 
 class BlockDeltas:
-    """Captures and reuses block changes as `rule(moment, denoiser)` says, under the method's name."""
+    """Captures and reuses block changes as a rule says, under the method's name.
 
-    def __init__(self, name: str, context: Context, rule: Callable[[Moment, Denoiser], Plan]) -> None:
+    Args:
+        name, context: of the method.
+        rule: what decides.
+        order: 1 continues a change along a line through its last two captures, 0 reuses it as it is.
+        compare: whether `rule.measured` needs to know how far a change differs from what a reuse would have added.
+        dtype: in which the changes are held; None for that of the tokens.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        context: Context,
+        rule: Rule,
+        *,
+        order: int = 0,
+        compare: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._name = name
         self._context = context
         self._rule = rule
+        self._order = order
+        self._compare = compare or order > 0
+        self._dtype = dtype
         self._state: BranchState[_Branch] = BranchState(_Branch)
 
     def install(self) -> list[Callable[[], None]]:
@@ -114,40 +166,59 @@ class BlockDeltas:
             return proceed(*args, **kwargs)
         branch = self._state.at(moment)
         if site.index == 0:
-            self._begin(branch, moment, denoiser)
+            self._begin(branch, moment, denoiser, site.streams(args, kwargs))
+        if site.index in branch.plans:
+            branch.plan = self._enter(branch, moment, branch.plans[site.index])
         plan = branch.plan
         if site.index not in plan.blocks:
             return self._computed(site, moment, proceed(*args, **kwargs))
         streams = site.streams(args, kwargs)
         if plan.reuse:
-            reused = self._reuse(branch, site, streams)
+            reused = self._reuse(branch, site, streams, moment.step)
             if reused is not None:
                 self._context.board.post(self._name, "reused", moment, site.index)
                 return site.pack(reused)
         output = proceed(*args, **kwargs)
         if plan.capture:
-            self._capture(branch, site, streams, site.unpack(output))
+            self._capture(branch, moment, site, streams, site.unpack(output))
             if site.index == plan.blocks[-1]:
-                self._close(branch)
+                self._leave(branch, moment)
         return self._computed(site, moment, output)
 
     def _computed(self, site: BlockSite, moment: Moment, output: Any) -> Any:
         self._context.board.post(self._name, "computed", moment, site.index)
         return output
 
-    def _begin(self, branch: _Branch, moment: Moment, denoiser: Denoiser) -> None:
-        plan = self._rule(moment, denoiser)
-        refused = self._context.board.compute_demanded()
-        if plan.reuse and (branch.captured < plan.since or not branch.segments):
-            refused = refused or f"{moment.denoiser} has nothing fresh to reuse for {moment.branch}"
-        if plan.reuse and refused:
-            self._context.recorder.fallback(self._name, refused)
-            plan = Plan(plan.blocks, capture=True)
-        if plan.capture:
-            branch.segments, branch.captured = {}, moment.step
-        branch.plan, branch.active, branch.open = plan, None, None
+    def _begin(self, branch: _Branch, moment: Moment, denoiser: Denoiser, streams: Streams) -> None:
+        plans = self._rule.plans(moment, denoiser, streams)
+        branch.plans = {plan.blocks[0]: plan for plan in plans if plan.blocks}
+        branch.plan, branch.active, branch.open = Plan(), None, None
+        # What lies across the borders of the units will never be reused.
+        branch.segments = {
+            first: segment
+            for first, segment in branch.segments.items()
+            if any(first in plan.blocks and segment.last in plan.blocks for plan in plans)
+        }
 
-    def _reuse(self, branch: _Branch, site: BlockSite, streams: Streams) -> Streams | None:
+    def _enter(self, branch: _Branch, moment: Moment, plan: Plan) -> Plan:
+        if plan.asks:
+            plan = self._rule.decide(moment, plan)
+        held = {first: segment for first, segment in branch.segments.items() if first in plan.blocks}
+        if plan.reuse:
+            refused = self._context.board.compute_demanded()
+            if not held or min(segment.step for segment in held.values()) < plan.since:
+                refused = refused or f"{moment.denoiser} has nothing fresh to reuse for {moment.branch}"
+            if refused:
+                self._context.recorder.fallback(self._name, refused)
+                plan = Plan(plan.blocks, capture=True)
+        if plan.capture:
+            branch.earlier = held if self._compare else {}
+            branch.captured = []
+            for first in held:
+                del branch.segments[first]
+        return plan
+
+    def _reuse(self, branch: _Branch, site: BlockSite, streams: Streams, step: int) -> Streams | None:
         if branch.active is not None and site.index <= branch.active.last:
             return streams
         branch.active = branch.segments.get(site.index)
@@ -156,9 +227,13 @@ class BlockDeltas:
             self._context.recorder.fallback(self._name, reason)
             branch.active = None
             return None
-        return tuple(apply_delta(s, d) for s, d in zip(streams, branch.active.deltas, strict=True))
+        distance = step - branch.active.step
+        return tuple(
+            apply_delta(stream, *delta.read(stream.dtype), distance)
+            for stream, delta in zip(streams, branch.active.deltas, strict=True)
+        )
 
-    def _capture(self, branch: _Branch, site: BlockSite, inputs: Streams, outputs: Streams) -> None:
+    def _capture(self, branch: _Branch, moment: Moment, site: BlockSite, inputs: Streams, outputs: Streams) -> None:
         running = branch.open
         if running is not None and all(a is b for a, b in zip(inputs, running.outputs, strict=True)):
             if _versions(inputs) != running.output_versions:
@@ -167,24 +242,42 @@ class BlockDeltas:
                 return
             running.last, running.outputs, running.output_versions = site.index, outputs, _versions(outputs)
             return
-        self._close(branch)
+        self._close(branch, moment)
         branch.open = _Open(site.index, site.index, inputs, _versions(inputs), outputs, _versions(outputs))
 
-    def _close(self, branch: _Branch) -> None:
+    def _close(self, branch: _Branch, moment: Moment) -> None:
         running, branch.open = branch.open, None
         if running is None:
             return
         if _versions(running.inputs + running.outputs) != running.input_versions + running.output_versions:
             self._context.recorder.fallback(self._name, _IN_PLACE)
             return
+        earlier = branch.earlier.pop(running.first, None)
+        if earlier is not None and not (earlier.last == running.last and earlier.fits(running.inputs)):
+            earlier = None
+        gap = None if earlier is None else moment.step - earlier.step
         deltas = []
-        for output, hidden in zip(running.outputs, running.inputs, strict=True):
-            delta, stats = compute_delta(output, hidden)
+        for index, (output, hidden) in enumerate(zip(running.outputs, running.inputs, strict=True)):
+            before = None if earlier is None else earlier.deltas[index]
+            delta, stats = HeldDelta.make(output, hidden, before, gap or 0, sloped=self._order > 0, dtype=self._dtype)
             deltas.append(delta)
+            branch.captured.append((stats, gap))
             self._context.recorder.figure(self._name, "delta", stats)
-        branch.segments[running.first] = _Segment(running.first, running.last, tuple(deltas))
+        branch.segments[running.first] = _Segment(running.first, running.last, moment.step, tuple(deltas))
+
+    def _leave(self, branch: _Branch, moment: Moment) -> None:
+        """The end of a unit that was captured."""
+        self._close(branch, moment)
+        branch.earlier = {}
         held = sum(s.nbytes for value in self._state.values() for s in value.segments.values())
         self._context.recorder.held(self._name, held)
+        if self._compare and branch.captured:
+            gaps = {gap for _, gap in branch.captured}
+            # The streams of a unit may lie on several devices; its first decides.
+            device = branch.captured[0][0].device
+            total = torch.stack([stats.to(device) for stats, _ in branch.captured]).sum(0)
+            self._rule.measured(moment, Captured(branch.plan.blocks, total, gaps.pop() if len(gaps) == 1 else None))
+        branch.captured = []
 
 
 def _versions(streams: Streams) -> list[int]:

@@ -18,6 +18,7 @@ from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import BlockStatistics
 from accel.methods.base import steps_in
 from accel.methods.sparse_call import Blocks, SparseCall
+from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
 
 # Gets a call, the scores of its blocks and their attention mass, both (B, H, NQ, N).
@@ -67,6 +68,10 @@ class BlockSearch:
     def first(self) -> int:
         """The step of the first search."""
         return self._steps[0] if self._steps else 0
+
+    def due(self, moment: Moment) -> bool:
+        """Whether the step is one of the searches, at which every layer has to be computed."""
+        return moment.step in self._steps
 
     def attend(
         self, call: SparseCall, choose: Choose, statistics: BlockStatistics | None

@@ -7,14 +7,13 @@ blocks add little. So the change of the rear blocks is reused before the boundar
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register, steps_in
-from accel.methods.block_deltas import BlockDeltas, Plan
+from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
+from accel.methods.block_cache import BlockCache
+from accel.methods.block_deltas import Plan, Streams
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
@@ -78,73 +77,32 @@ class DeltaSchedule:
 
 
 @register(DeltaCacheConfig)
-class DeltaCache(Method):
+class DeltaCache(BlockCache):
     """The delta cache on one pipeline."""
 
-    slot: ClassVar[Slot] = "blocks"
     config: DeltaCacheConfig
 
     def __init__(self, config: DeltaCacheConfig, context: Context) -> None:
         super().__init__(config, context)
-        self._deltas = BlockDeltas(config.method, context, self._plan)
         self._schedules: dict[str, DeltaSchedule] = {}
 
-    def install(self) -> list[Callable[[], None]]:
-        return [*self._deltas.install(), self._deltas.clear]
-
     def start_run(self, num_steps: int) -> None:
-        self._deltas.clear()
+        super().start_run(num_steps)
         self._schedules = {
             denoiser.name: DeltaSchedule(self.config, len(denoiser.blocks), num_steps)
             for denoiser in self.context.facts.denoisers
         }
 
-    def end_run(self) -> None:
-        self._deltas.clear()
+    def plans(self, moment: Moment, denoiser: Denoiser, streams: Streams) -> list[Plan]:
+        return [self._schedules[denoiser.name].plan(moment.step)]
 
-    def report(self, record: RunRecord) -> dict[str, Any]:
-        name = self.config.method
-        reused, total = record.count(name, "reused"), record.count(name)
-        by_step = record.count_by_step(name, "reused")
-        stats = record.figures(name, "delta")
-        return {
-            "block_calls": total,
-            "reused": reused,
-            "reused_fraction": reused / total if total else 0.0,
-            "reused_by_step": by_step,
-            "held_bytes": record.held_bytes[name],
-            # Mean over the captures of |Delta| / |h|, both as root mean squares over a stream.
-            "relative_change": None if stats is None else _finite((stats[:, 0] / stats[:, 1]).sqrt().mean().item()),
-            "non_finite": 0 if stats is None else int(stats[:, 4].sum()),
-        }
-
-    def describe(self, record: RunRecord) -> str:
-        report = self.report(record)
-        steps = sum(count > 0 for count in report["reused_by_step"])
-        broken = f"; {report['non_finite']} values of the changes were not finite" if report["non_finite"] else ""
-        return (
-            f"reused {report['reused']} of {report['block_calls']} block calls "
-            f"({report['reused_fraction']:.1%}) in {steps} of {record.steps_seen} steps, "
-            f"holding {report['held_bytes'] / 1e6:.1f} MB at most{broken}"
-        )
-
-    def idle_reason(self, record: RunRecord) -> str | None:
-        config, name = self.config, self.config.method
-        if config.interval == 1 or config.cached_blocks == 0 or record.count(name, "reused"):
+    def why_idle(self, record: RunRecord) -> str | None:
+        config = self.config
+        if config.interval == 1 or config.cached_blocks == 0:
             return None
-        reasons = [reason for method, reason in record.fallbacks if method == name]
-        if reasons:
-            return "; ".join(reasons)
         if not any(schedule.cached for schedule in self._schedules.values()):
             return f"cached_blocks={config.cached_blocks} of so few blocks is none: raise it"
         return (
             f"none of {record.num_steps} steps is left to reuse with interval={config.interval}, "
             f"dense_steps={config.dense_steps} and dense_final_steps={config.dense_final_steps}: use more steps"
         )
-
-    def _plan(self, moment: Moment, denoiser: Denoiser) -> Plan:
-        return self._schedules[denoiser.name].plan(moment.step)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

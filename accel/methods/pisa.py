@@ -86,6 +86,10 @@ class PISA(SparseAttention):
         super().start_run(num_steps)
         self._search.start_run(num_steps)
 
+    def start_call(self, moment: Moment) -> None:
+        if self.config.router == "search" and self.config.density < 1.0 and self._search.due(moment):
+            self.context.board.demand_compute(self.config.method, "a search is due")
+
     def end_run(self) -> None:
         super().end_run()
         self._search.clear()

@@ -35,6 +35,13 @@ METHODS = {
             forms_apart=0.0,
         ),
         MethodCase(
+            "tdc",
+            active={"cache": "tdc", "threshold": 10.0, "max_skips": 2},
+            identity={"cache": "tdc", "threshold": 0.0},
+            acted=lambda report: report["reused"] > 0,
+            exact_on_equal_inputs=True,
+        ),
+        MethodCase(
             "pisa",
             # The tiny models have two blocks of transformer and eight of tokens.
             active={"attention": "pisa", "density": 0.5, "dense_layers": 1},

@@ -38,7 +38,7 @@ class Doubling(ModelHook):
         return output * 1.01
 
 
-@pytest.mark.parametrize("name", ["wan-delta", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-delta", "flux-pisa"])
+@pytest.mark.parametrize("name", ["wan-tdc", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-delta", "flux-pisa"])
 @pytest.mark.parametrize("when", ["before", "while enabled"])
 def test_lora(name: str, when: str) -> None:
     case, method = _pair(name)
@@ -103,7 +103,7 @@ def test_hooks_of_the_user_stay_in_any_order(when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan22-delta", "wan22-pisa", "cogvideox-delta", "cogvideox-adaspa"])
+@pytest.mark.parametrize("name", ["wan22-delta", "wan22-tdc", "cogvideox-tdc", "cogvideox-adaspa"])
 def test_model_offload(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -124,7 +124,7 @@ def test_model_offload(name: str, when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["flux-delta", "flux-adaspa"])
+@pytest.mark.parametrize("name", ["flux-tdc", "flux-adaspa"])
 def test_group_offload(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -149,7 +149,7 @@ def test_group_offload(name: str, when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan-delta", "wan-adaspa", "flux-delta", "hunyuan_video-pisa"])
+@pytest.mark.parametrize("name", ["wan-delta", "wan-adaspa", "flux-tdc", "hunyuan_video-pisa"])
 def test_compiled_repeated_blocks_stay_one_graph(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -280,11 +280,11 @@ def test_image_to_image_and_true_guidance_on_pipelines_that_do_not_name_their_br
 
 
 @pytest.mark.parametrize(
-    ("name", "attention"),
-    [("wan22", "pisa"), ("wan_vace", "adaspa"), ("flux_controlnet", "pisa"), ("cogvideox", "adaspa")],
+    "name", ["wan22-pisa-tdc", "wan_vace-adaspa-delta", "flux_controlnet-pisa-delta", "cogvideox-adaspa-tdc"]
 )
-def test_a_cache_and_a_sparse_attention_together(name: str, attention: str) -> None:
-    case, sparse, cache = TINY[name], METHODS[attention], METHODS["delta"]
+def test_a_cache_and_a_sparse_attention_together(name: str) -> None:
+    family, *methods = name.split("-")
+    case, (sparse, cache) = TINY[family], (METHODS[method] for method in methods)
     pipe = case.build()
     plain = case.run(pipe)
     before = snapshot(pipe)
@@ -295,3 +295,18 @@ def test_a_cache_and_a_sparse_attention_together(name: str, attention: str) -> N
     assert (first - plain).norm() < 0.3 * plain.norm()
     assert snapshot(pipe) == before
     assert torch.equal(case.run(pipe), plain)
+
+
+@pytest.mark.parametrize("attention", [{"attention": "adaspa"}, {"attention": "pisa", "router": "search"}])
+def test_the_steps_of_a_search_are_computed(attention: dict[str, Any]) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    settings = {"search_steps": (0.0, 0.5), "density": 0.5, **attention}
+    with accel.enable(pipe, **settings, **METHODS["tdc"].active) as session:
+        case.run(pipe)
+    run = session.summary().to_dict()["runs"][0]
+    reused = [count > 0 for count in run["methods"]["tdc"]["reused_by_step"]]
+    # Without the search, the fourth and fifth step would be skipped.
+    assert reused == [False, False, False, True, False, True, True, False]
+    (fallback,) = (found for found in run["fallbacks"] if found["method"] == "tdc")
+    assert fallback["reason"] == f"{attention['attention']}: a search is due"

@@ -1,0 +1,64 @@
+"""How far a reused change is expected to be off, and whether a unit of blocks may be skipped once more.
+
+Source: the temporal delta cache of 6Bit-Diffusion (arXiv 2603.18742, section 4.2). There the drift of a step is
+|Delta - Delta'| / |Delta'| of the last two changes. Here it is |Delta - what a reuse would have added| / |Delta|, as
+found at the last computed step, for each step since the one before; without a slope both are the same but for the norm
+(root mean square in place of the mean magnitude) and the change that it is relative to. A line leaves the curve faster
+the longer it is followed, so that with a slope the second step skipped in a row counts twice, the third three times.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Drift:
+    """The drift of one unit.
+
+    Attributes:
+        order: 1 where the change is continued along a line, 0 where it is reused as it is.
+        rate: expected drift of the first skipped step; None before it is known.
+        accumulated: drift of the steps that were skipped in a row.
+        skips: how many they are.
+    """
+
+    order: int
+    rate: float | None = None
+    accumulated: float = 0.0
+    skips: int = 0
+
+    def may_skip(self, threshold: float, max_skips: int) -> bool:
+        """Whether the unit may be skipped now. A drift that is not a number never allows it."""
+        if self.rate is None or self.skips >= max_skips:
+            return False
+        return self.accumulated + self._next() < threshold
+
+    def skip(self) -> None:
+        """The unit is skipped."""
+        self.accumulated += self._next()
+        self.skips += 1
+
+    def computed(self, rate: float | None) -> None:
+        """The unit was computed, and the rate found is this; None leaves it unknown."""
+        self.rate, self.accumulated, self.skips = rate, 0.0, 0
+
+    def _next(self) -> float:
+        return (self.rate or 0.0) * (self.skips + 1) ** self.order
+
+
+def rate(statistics: list[float], gap: int | None) -> float | None:
+    """The drift per step from the statistics of a capture: see `accel.kernels.delta.update_delta`.
+
+    None when there was nothing to compare with; infinite when anything was not finite, and 0 for a change of zero that
+    was predicted.
+    """
+    if gap is None:
+        return None
+    squared, _, missed, _, non_finite = statistics
+    if non_finite or not math.isfinite(missed) or not math.isfinite(squared):
+        return math.inf
+    if missed == 0.0:
+        return 0.0
+    return math.sqrt(missed / squared) / gap if squared else math.inf

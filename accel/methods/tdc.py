@@ -1,0 +1,197 @@
+"""The temporal delta cache of 6Bit-Diffusion (arXiv 2603.18742, section 4.2): skip blocks whose change has settled.
+
+A unit of blocks is skipped while the drift expected of its change, summed over the steps skipped in a row, stays under
+a threshold, and for no more than `max_skips` steps. What is expected was found at the last computed step, so that a
+step is decided before it begins, from numbers that have long arrived; it is decided once, on the guidance branch that
+comes first, and used for all, while each branch adds its own change.
+
+Published is one unit for each block and a change that is reused as it is. By our measurement
+(bench/results/cpu/tdc.md) one unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923,
+at order 1) is far better at equal speed, and holds the least memory: that is the default.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
+from accel.methods.block_cache import BlockCache
+from accel.methods.block_deltas import Captured, Plan, Streams
+from accel.methods.drift import Drift, rate
+from accel.methods.held_delta import FLOAT8
+from accel.pipelines.sites import Denoiser
+from accel.runtime.clock import Moment
+from accel.runtime.readback import Readback
+from accel.runtime.recorder import RunRecord
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+_DTYPES = {"model": None, "bfloat16": torch.bfloat16, "float8": FLOAT8}
+
+
+class TemporalDeltaCacheConfig(MethodConfig):
+    """Settings of the temporal delta cache.
+
+    Attributes:
+        threshold: Drift at which a unit is computed again, relative to its change; 0 skips nothing and gives the bits
+            of the plain pipeline. The paper names no value; 0.1 is chosen by us.
+        max_skips: Most steps skipped in a row. The paper uses 2; 4 is chosen by us for a change that is continued.
+        units: How many units of neighbouring blocks are decided on, each with a change of its own; "blocks" makes each
+            block one, as published; "probe" computes the first block always and decides on all others by the drift of
+            its change, as found in the same step (which waits for the device once a step). 1 is chosen by us.
+        order: 1 continues a change along a line through its last two captures and holds two tensors for each; 0 reuses
+            it as it is, as published.
+        dense_steps: Fraction of the run's steps, from the start, always computed, at least as many as it takes to know
+            a drift. 0.1 is chosen by us.
+        dense_final_steps: Fraction of the run's steps, at the end, always computed, a begun one whole. 0.02 (the last
+            of up to 50 steps) is chosen by us.
+        delta_dtype: How changes are held: "model" for the dtype of the tokens, "bfloat16", or "float8" with a scale
+            for each token.
+        memory_limit: Gigabytes (1e9 bytes) that the changes of all guidance branches may take; units are joined until
+            they fit. None sets no limit.
+    """
+
+    method: ClassVar[str] = "tdc"
+    keyword: ClassVar[Keyword] = "cache"
+
+    threshold: Annotated[float, Field(ge=0.0)] = 0.1
+    max_skips: Annotated[int, Field(ge=0)] = 4
+    units: Annotated[int, Field(ge=1)] | Literal["blocks", "probe"] = 1
+    order: Literal[0, 1] = 1
+    dense_steps: Fraction = 0.1
+    dense_final_steps: Fraction = 0.02
+    delta_dtype: Literal["model", "bfloat16", "float8"] = "model"
+    memory_limit: Annotated[float, Field(gt=0.0)] | None = None
+
+
+@register(TemporalDeltaCacheConfig)
+class TemporalDeltaCache(BlockCache):
+    """The temporal delta cache on one pipeline."""
+
+    config: TemporalDeltaCacheConfig
+
+    def __init__(self, config: TemporalDeltaCacheConfig, context: Context) -> None:
+        dtype = _DTYPES[config.delta_dtype]
+        super().__init__(config, context, order=config.order, compare=True, dtype=dtype)
+        self._open = range(0)
+        self._layouts: dict[str, list[range]] = {}
+        self._forget()
+
+    def start_run(self, num_steps: int) -> None:
+        super().start_run(num_steps)
+        config = self.config
+        first = max(steps_in(config.dense_steps, num_steps), 2 + config.order)
+        # The steps between the dense ones at both ends.
+        self._open = range(first, num_steps - steps_in(config.dense_final_steps, num_steps))
+        self._layouts = {}
+        self._forget()
+
+    def end_run(self) -> None:
+        super().end_run()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._period: tuple[int, str] | None = None
+        self._step = -1
+        self._branch = ""
+        self._plans: list[Plan] = []
+        self._drifts: dict[int, Drift] = {}
+        self._arriving: list[tuple[int, Readback, int | None]] = []
+
+    def plans(self, moment: Moment, denoiser: Denoiser, streams: Streams) -> Sequence[Plan]:
+        period = (moment.chunk, moment.denoiser)
+        if period != self._period:
+            self._forget()
+            self._period = period
+        if moment.step != self._step:
+            self._step, self._branch = moment.step, moment.branch
+            self._receive()
+            layout = self._layout(denoiser, streams)
+            if self.config.units == "probe" and len(layout) == 2:
+                probe, rest = layout
+                self._drifts.setdefault(rest[0], Drift(self.config.order))
+                self._plans = [Plan(probe, capture=self._captures(moment.step)), Plan(rest, asks=True)]
+            else:
+                self._plans = [self._plan(moment.step, blocks) for blocks in layout]
+        return self._plans
+
+    def decide(self, moment: Moment, plan: Plan) -> Plan:
+        """On the blocks behind the probe, whose change of this step has just been found."""
+        for _, statistics, gap in self._arriving:
+            self._drifts[plan.blocks[0]].rate = rate(statistics.tolist(), gap)
+        self._arriving.clear()
+        decided = self._plan(moment.step, plan.blocks)
+        self._plans = [decided if known is plan else known for known in self._plans]
+        return decided
+
+    def measured(self, moment: Moment, captured: Captured) -> None:
+        if moment.branch == self._branch:
+            self._arriving.append((captured.blocks[0], Readback(captured.statistics), captured.gap))
+
+    def _receive(self) -> None:
+        for unit, statistics, gap in self._arriving:
+            self._drifts.setdefault(unit, Drift(self.config.order)).computed(rate(statistics.tolist(), gap))
+        self._arriving.clear()
+
+    def _plan(self, step: int, blocks: range) -> Plan:
+        config = self.config
+        drift = self._drifts.setdefault(blocks[0], Drift(config.order))
+        if step in self._open and drift.may_skip(config.threshold, config.max_skips):
+            drift.skip()
+            return Plan(blocks, reuse=True)
+        return Plan(blocks, capture=self._captures(step))
+
+    def _captures(self, step: int) -> bool:
+        """Whether a later step may need what this one computes."""
+        config = self.config
+        # A drift is known after two captures, and after one more where it is that of a line.
+        needed = range(self._open.start - 2 - config.order, self._open.stop - 1)
+        return config.threshold > 0 and config.max_skips > 0 and len(self._open) > 0 and step in needed
+
+    def _layout(self, denoiser: Denoiser, streams: Streams) -> list[range]:
+        """The units of a denoiser: as many as were asked for and fit into memory."""
+        if denoiser.name not in self._layouts:
+            number = len(denoiser.blocks)
+            asked = {"blocks": number, "probe": 2}.get(str(self.config.units), self.config.units)
+            units = min(int(asked), number)
+            each = self._bytes_of_a_unit(streams)
+            limit = self.config.memory_limit
+            fitting = units if limit is None else min(units, int(limit * 1e9 // each))
+            if fitting < units:
+                text = f"memory_limit={limit} holds {fitting} of {units} units of {each / 1e9:.3g} GB each"
+                self.context.recorder.note(f"{self.config.method}: {text}")
+            borders = [round(i * number / fitting) for i in range(fitting + 1)] if fitting else []
+            if self.config.units == "probe" and fitting == 2:
+                borders = [0, 1, number]
+            self._layouts[denoiser.name] = [range(a, b) for a, b in itertools.pairwise(borders)]
+        return self._layouts[denoiser.name]
+
+    def _bytes_of_a_unit(self, streams: Streams) -> int:
+        config = self.config
+        branches = len(self.context.facts.guidance.order) if self.context.facts.guidance.form == "separate" else 1
+        size = {"model": None, "bfloat16": 2, "float8": 1}[config.delta_dtype]
+        total = 0
+        for stream in streams:
+            scales = 4 * (stream.numel() // stream.shape[-1]) if config.delta_dtype == "float8" else 0
+            total += stream.numel() * (size or stream.element_size()) + scales
+        return total * (1 + config.order) * branches
+
+    def report(self, record: RunRecord) -> dict[str, Any]:
+        return {**super().report(record), "units": max((len(units) for units in self._layouts.values()), default=0)}
+
+    def why_idle(self, record: RunRecord) -> str | None:
+        config = self.config
+        if config.threshold == 0 or config.max_skips == 0:
+            return None
+        if not any(self._layouts.values()):
+            return f"memory_limit={config.memory_limit} holds no unit: raise it, or set delta_dtype='float8'"
+        if not len(self._open):
+            return (
+                f"none of {record.num_steps} steps is left to skip with dense_steps={config.dense_steps} and "
+                f"dense_final_steps={config.dense_final_steps}: use more steps"
+            )
+        return f"no change was steady enough for threshold={config.threshold}: raise it, or use more steps"

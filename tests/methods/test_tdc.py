@@ -1,0 +1,336 @@
+"""The temporal delta cache: its decisions, and the analytic results on blocks that are known functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accel.config import AccelConfig
+from accel.methods.drift import Drift, rate
+from accel.methods.tdc import TemporalDeltaCacheConfig
+from accel.session import Session
+from tests.toy import ToyDenoiser, ToyPipeline, toy_facts
+
+GENERATOR = torch.Generator().manual_seed(0)
+BASE = torch.randn(2, 5, 4, generator=GENERATOR, dtype=torch.float64)
+DRIFT = torch.randn(2, 5, 4, generator=GENERATOR, dtype=torch.float64)
+MATRICES = [
+    torch.eye(4, dtype=torch.float64) + 0.1 * torch.randn(4, 4, generator=GENERATOR, dtype=torch.float64)
+    for _ in range(6)
+]
+PUBLISHED: dict[str, Any] = {"units": "blocks", "order": 0, "max_skips": 2}
+
+
+def straight(step: int) -> torch.Tensor:
+    return BASE + 0.1 * step * DRIFT
+
+
+def curved(step: int) -> torch.Tensor:
+    return BASE + 0.01 * step * step * DRIFT
+
+
+def linear() -> ToyDenoiser:
+    return ToyDenoiser([lambda hidden, m=matrix: hidden @ m for matrix in MATRICES])
+
+
+def run(
+    transformer: ToyDenoiser, inputs: Any = straight, call: dict[str, Any] | None = None, **settings: Any
+) -> tuple[dict, dict[str, Any]]:
+    pipe = ToyPipeline(transformer)
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=TemporalDeltaCacheConfig(**settings)))
+    session.install()
+    with session:
+        outputs = pipe(inputs, **(call or {}))
+    return outputs, session.summary().to_dict()["runs"][0]
+
+
+def skipped(record: dict[str, Any]) -> str:
+    """The steps, s for one in which anything was reused and c for a computed one."""
+    return "".join("cs"[count > 0] for count in record["methods"]["tdc"]["reused_by_step"])
+
+
+def test_the_rule_of_the_paper_by_hand() -> None:
+    """rate 0.1, threshold 0.25: two steps fit, a third would make 0.3; one of 0.13 fits once."""
+    drift = Drift(order=0)
+    assert not drift.may_skip(0.25, 2), "nothing is known yet"
+    drift.computed(0.1)
+    for _ in range(2):
+        assert drift.may_skip(0.25, 5)
+        drift.skip()
+    assert not drift.may_skip(0.25, 5)
+    drift.computed(0.13)
+    assert drift.may_skip(0.25, 5)
+    drift.skip()
+    assert not drift.may_skip(0.25, 5)
+
+
+def test_a_line_is_trusted_less_the_longer_it_is_followed() -> None:
+    """0.1 + 0.2 + 0.3 on three steps in a row."""
+    drift = Drift(order=1)
+    drift.computed(0.1)
+    for threshold, allowed in ((0.09, False), (0.11, True)):
+        assert drift.may_skip(threshold, 9) is allowed
+    drift.skip()
+    assert not drift.may_skip(0.29, 9) and drift.may_skip(0.31, 9)
+    drift.skip()
+    assert not drift.may_skip(0.59, 9) and drift.may_skip(0.61, 9)
+
+
+@given(
+    rates=st.lists(st.one_of(st.none(), st.floats(0, 2), st.just(math.nan), st.just(math.inf)), min_size=40),
+    threshold=st.floats(0, 1),
+    max_skips=st.integers(0, 4),
+    order=st.sampled_from([0, 1]),
+)
+def test_never_over_the_threshold_and_never_too_often(
+    rates: list[float | None], threshold: float, max_skips: int, order: int
+) -> None:
+    drift, in_a_row = Drift(order), 0
+    for found in rates:
+        if drift.may_skip(threshold, max_skips):
+            assert drift.rate is not None and math.isfinite(drift.rate)
+            drift.skip()
+            in_a_row += 1
+            assert in_a_row <= max_skips and drift.accumulated < threshold
+        else:
+            drift.computed(found)
+            in_a_row = 0
+
+
+@pytest.mark.parametrize(
+    ("statistics", "gap", "expected"),
+    [
+        ([4.0, 1.0, 1.0, 1.0, 0.0], 1, 0.5),
+        ([4.0, 1.0, 1.0, 1.0, 0.0], 2, 0.25),
+        ([4.0, 1.0, 1.0, 1.0, 0.0], None, None),
+        ([0.0, 1.0, 0.0, 0.0, 0.0], 1, 0.0),
+        ([0.0, 1.0, 1.0, 0.0, 0.0], 1, math.inf),
+        ([4.0, 1.0, 1.0, 1.0, 3.0], 1, math.inf),
+        ([4.0, 1.0, math.nan, 1.0, 0.0], 1, math.inf),
+        ([math.inf, 1.0, 1.0, 1.0, 0.0], 1, math.inf),
+    ],
+)
+def test_the_rate_errs_on_the_safe_side(statistics: list[float], gap: int | None, expected: float | None) -> None:
+    assert rate(statistics, gap) == expected
+
+
+def test_the_pattern_of_the_paper() -> None:
+    """Constant changes: computed until a drift is known, then two steps skipped for each computed one."""
+    transformer = ToyDenoiser([lambda hidden: hidden + 1.0] * 4)
+    call = {"steps": 12}
+    outputs, record = run(transformer, call=call, threshold=0.1, dense_steps=0.0, dense_final_steps=0.01, **PUBLISHED)
+    assert skipped(record) == "ccsscsscsscc"
+    for (step, branch), output in outputs.items():
+        expected = straight(step) * (1 if branch == "cond" else 2) + 4.0
+        torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("units", [1, 2, 4, "blocks", "probe"])
+@pytest.mark.parametrize("delta_dtype", ["model", "bfloat16", "float8"])
+def test_constant_changes_are_exact_to_the_rounding_of_how_they_are_held(units: Any, delta_dtype: str) -> None:
+    transformer = ToyDenoiser([lambda hidden: hidden + 1.0] * 4)
+    outputs, record = run(transformer, units=units, delta_dtype=delta_dtype, threshold=0.5)
+    assert "s" in skipped(record)
+    bound = {"model": 1e-12, "bfloat16": 1e-2, "float8": 0.07}[delta_dtype] * 4
+    for (step, branch), output in outputs.items():
+        expected = straight(step) * (1 if branch == "cond" else 2) + 4.0
+        torch.testing.assert_close(output, expected, rtol=0, atol=bound)
+
+
+def test_changes_along_a_line_are_exact_with_a_slope_alone() -> None:
+    """Linear blocks on inputs along a line change along a line: no error at order 1, the analytic one at order 0."""
+    matrix = torch.linalg.multi_dot(MATRICES)
+    plain = {step: straight(step) @ matrix for step in range(8)}
+    call = {"branches": ["cond"]}
+    outputs, record = run(linear(), call=call, threshold=0.3)
+    assert skipped(record) == "cccssssc"
+    for step, expected in plain.items():
+        torch.testing.assert_close(outputs[step, "cond"], expected, rtol=1e-10, atol=1e-10)
+
+    outputs, record = run(linear(), call=call, threshold=10.0, order=0, max_skips=2, dense_steps=0.0)
+    assert skipped(record) == "ccsscssc"
+    identity = torch.eye(4, dtype=torch.float64)
+    for step, since in ((2, 1), (3, 1), (5, 4), (6, 4)):
+        error = (straight(since) - straight(step)) @ (matrix - identity)
+        torch.testing.assert_close(outputs[step, "cond"] - plain[step], error, rtol=1e-9, atol=1e-12)
+
+
+def test_a_probe_decides_by_what_it_finds_in_the_same_step() -> None:
+    """The first block's change stands still but for a jump at step 5, which the other blocks cannot see coming."""
+    jump = [0.0]
+
+    def inputs(step: int) -> torch.Tensor:
+        jump[0] = 5.0 if step >= 5 else 1.0
+        return straight(step)
+
+    functions = [lambda hidden: hidden + jump[0], *[lambda hidden: hidden + 2.0] * 3]
+    transformer = ToyDenoiser(functions)
+    outputs, record = run(transformer, inputs, {"steps": 10}, units="probe", threshold=0.5, dense_final_steps=0.0)
+    assert skipped(record) == "cccssccsss", "the jump of step 5 is in the slope that step 6 compares with"
+    for (step, branch), output in outputs.items():
+        expected = straight(step) * (1 if branch == "cond" else 2) + 6.0 + (5.0 if step >= 5 else 1.0)
+        torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    assert transformer.blocks[0].calls == 2 * 10 and transformer.blocks[1].calls == 2 * 5
+
+
+def test_the_decision_is_the_analytic_one() -> None:
+    """Along a parabola the drift of the line is known in closed form; the thresholds just under and over it decide."""
+    change = torch.linalg.multi_dot(MATRICES) - torch.eye(4, dtype=torch.float64)
+    deltas = [curved(step) @ change for step in range(3)]
+    missed = deltas[2] - (2 * deltas[1] - deltas[0])
+    expected = (missed.square().sum() / deltas[2].square().sum()).sqrt().item()
+    for factor, pattern in ((1.01, "cccs"), (2.99, "cccsc"), (3.01, "cccss")):
+        _, record = run(linear(), curved, {"branches": ["cond"]}, threshold=factor * expected)
+        assert skipped(record).startswith(pattern)
+    with pytest.warns(UserWarning, match="no change was steady enough"):
+        run(linear(), curved, {"steps": 5, "branches": ["cond"]}, threshold=0.99 * expected)
+
+
+@pytest.mark.parametrize("units", [1, 3, "blocks", "probe"])
+@pytest.mark.parametrize("settings", [{"threshold": 0.0}, {"max_skips": 0}])
+def test_nothing_to_skip_gives_the_plain_bits(units: Any, settings: dict[str, Any]) -> None:
+    plain = ToyPipeline(linear())(straight)
+    outputs, record = run(linear(), units=units, **settings)
+    assert record["methods"]["tdc"]["reused"] == 0 and record["notes"] == []
+    assert all(torch.equal(outputs[key], output) for key, output in plain.items())
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("branches", [["cond", "uncond"], ["cond"]])
+def test_branches_decide_together_and_add_their_own(branches: Sequence[str], order: int) -> None:
+    """The toy's second branch sees doubled inputs: its result is twice the first one's, bit for bit."""
+    settings: dict[str, Any] = {"threshold": 0.3, "order": order, "units": 2}
+    outputs, record = run(linear(), call={"branches": branches}, **settings)
+    alone, _ = run(linear(), call={"branches": ["cond"]}, **settings)
+    assert "s" in skipped(record)
+    for step in range(8):
+        assert torch.equal(outputs[step, "cond"], alone[step, "cond"])
+        if "uncond" in branches:
+            assert torch.equal(outputs[step, "uncond"], 2 * outputs[step, "cond"])
+
+
+@pytest.mark.parametrize("off", [(4,), (3, 4, 5, 6), (5, 6), (0, 1)])
+def test_a_branch_that_pauses_never_reuses_what_it_does_not_have(off: tuple[int, ...]) -> None:
+    pipe = ToyPipeline(ToyDenoiser([lambda hidden: hidden + 1.0] * 4))
+    config = TemporalDeltaCacheConfig(threshold=0.5, max_skips=2)
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=config))
+    session.install()
+    outputs = []
+    with session, pipe.progress_bar(total=12):
+        for step in range(12):
+            timestep, hidden = torch.tensor(12.0 - step), straight(step)
+            for _ in ("cond", "uncond") if step not in off else ("cond",):
+                outputs.append((hidden, pipe.transformer(hidden_states=hidden, timestep=timestep)))
+    for hidden, output in outputs:
+        torch.testing.assert_close(output, hidden + 4.0, rtol=1e-12, atol=1e-12)
+    assert session.summary().to_dict()["runs"][0]["methods"]["tdc"]["reused"] > 0
+
+
+def test_a_change_that_is_not_finite_is_never_reused() -> None:
+    broken = {4}
+
+    def function(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + (math.nan if calls[0] in broken else 1.0)
+
+    calls = [0]
+
+    def inputs(step: int) -> torch.Tensor:
+        calls[0] = step
+        return straight(step)
+
+    outputs, record = run(
+        ToyDenoiser([function] * 4), inputs, {"steps": 12, "branches": ["cond"]}, threshold=0.5, max_skips=1
+    )
+    # The change of step 4 is in the slope that step 5 finds and in what step 6 compares with.
+    assert skipped(record) == "cccsccccscsc"
+    assert [step for (step, _), output in outputs.items() if not output.isfinite().all()] == [4]
+    assert record["methods"]["tdc"]["non_finite"] > 0
+
+
+def test_hints_between_blocks_are_added_afresh() -> None:
+    """What the parent adds between blocks is in no delta, so identical inputs give identical outputs."""
+
+    def hint(index: int, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + 1.0 if index in (0, 2) else hidden
+
+    transformer = ToyDenoiser([lambda hidden, m=matrix: hidden @ m for matrix in MATRICES], between=hint)
+    outputs, record = run(transformer, lambda _step: BASE, {"branches": ["cond"]})
+    assert skipped(record) == "cccssssc" and record["methods"]["tdc"]["reused"] == 4 * 6
+    for step in range(8):
+        torch.testing.assert_close(outputs[step, "cond"], outputs[0, "cond"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("limit", "units", "held"),
+    [(None, 4, 4), (1e-6 * 5.2, 4, 4), (1e-6 * 3.0, 2, 2), (1e-6 * 1.3, 1, 1)],
+)
+def test_the_memory_limit_joins_units(limit: float | None, units: int, held: int) -> None:
+    """A unit is 2 x 5 x 4 values of 8 bytes, with a slope, for two branches: 1,280 bytes."""
+    transformer = ToyDenoiser([lambda hidden: hidden + 1.0] * 4)
+    _, record = run(transformer, units="blocks", memory_limit=limit, threshold=0.5)
+    assert record["methods"]["tdc"]["units"] == units
+    assert record["methods"]["tdc"]["held_bytes"] == held * 1280
+    assert bool(record["notes"]) is (units < 4)
+
+
+@pytest.mark.parametrize(("delta_dtype", "size"), [("model", 320), ("bfloat16", 80), ("float8", 40 + 10 * 4)])
+def test_what_is_held_is_what_is_reported(delta_dtype: str, size: int) -> None:
+    transformer = ToyDenoiser([lambda hidden: hidden + 1.0] * 4)
+    _, record = run(transformer, threshold=0.5, delta_dtype=delta_dtype, memory_limit=2 * 2 * size / 1e9)
+    assert record["methods"]["tdc"]["held_bytes"] == 2 * 2 * size, "delta and slope, two branches"
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "reason"),
+    [
+        ({}, 4, "none of 4 steps is left"),
+        ({"dense_final_steps": 1.0}, 8, "dense_final_steps=1.0"),
+        ({"threshold": 1e-9}, 8, "no change was steady enough for threshold=1e-09"),
+        ({"memory_limit": 1e-9}, 8, "memory_limit=1e-09 holds no unit"),
+    ],
+)
+def test_doing_nothing_is_said_with_its_reason(settings: dict[str, Any], steps: int, reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"tdc was on and did nothing: .*{reason}"):
+        run(linear(), curved, {"steps": steps}, **settings)
+
+
+def test_a_run_that_breaks_off_leaves_the_next_one_clean() -> None:
+    pipe = ToyPipeline(linear())
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=TemporalDeltaCacheConfig(threshold=0.3)))
+    session.install()
+    with session:
+        fresh = pipe(straight)
+
+        def breaking(step: int) -> torch.Tensor:
+            if step == 4:
+                raise RuntimeError("stop")
+            return 3 * straight(step)
+
+        with pytest.raises(RuntimeError, match="stop"):
+            pipe(breaking)
+        again = pipe(straight)
+    assert all(torch.equal(again[key], output) for key, output in fresh.items())
+
+
+def test_a_demand_on_the_board_makes_a_step_computed() -> None:
+    pipe = ToyPipeline(ToyDenoiser([lambda hidden: hidden + 1.0] * 4))
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=TemporalDeltaCacheConfig(threshold=0.5, max_skips=2)))
+    session.install()
+
+    def search(proceed: Any, args: Any, kwargs: Any) -> Any:
+        if session._clock.now.step == 4:
+            session._board.demand_compute("search", "the map is due")
+        return proceed(*args, **kwargs)
+
+    session._hooks.add(pipe.transformer.blocks[0], search)
+    with session:
+        pipe(straight, steps=12)
+    record = session.summary().to_dict()["runs"][0]
+    assert skipped(record) == "cccscsscsscc"
+    assert {"method": "tdc", "reason": "search: the map is due", "times": 2} in record["fallbacks"]
