@@ -107,6 +107,9 @@ class Session:
         self._clock.start_run(num_steps)
         for method in self._methods:
             method.start_run(num_steps)
+            if num_steps < method.few_steps:
+                name = method.config.method
+                self._recorder.note(f"{name} brings little with fewer than {method.few_steps} steps: {num_steps} here")
         for text in displaced:
             self._recorder.note(text)
         for text in displaced:

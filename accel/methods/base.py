@@ -81,6 +81,8 @@ class Method(ABC):
     """
 
     slot: ClassVar[Slot]
+    # With fewer steps in a run the method brings little, and the summary says so.
+    few_steps: ClassVar[int] = 0
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config = config

@@ -20,6 +20,7 @@ class BlockCache(Method):
     """A cache of block changes on one pipeline; a subclass is its rule."""
 
     slot: ClassVar[Slot] = "blocks"
+    few_steps: ClassVar[int] = 8
 
     def __init__(self, config: Any, context: Context, **deltas: Any) -> None:
         super().__init__(config, context)

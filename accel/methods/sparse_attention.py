@@ -107,7 +107,7 @@ class SparseAttention(Method):
         self, moment: Moment, layer: int, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
     ) -> Tensor:
         record, name = self.context.recorder, self.config.method
-        if self.scheduled_dense(moment, layer):
+        if self.scheduled_dense(moment, layer) or self.context.board.dense_demanded(layer):
             record.event(name, "dense", moment, layer)
             return call.dense(query, key, value)
         config = self.config

@@ -90,6 +90,10 @@ class TemporalDeltaCache(BlockCache):
         self._layouts = {}
         self._forget()
 
+    def start_call(self, moment: Moment) -> None:
+        if self.config.units == "probe":
+            self.context.board.demand_dense(0)
+
     def end_run(self) -> None:
         super().end_run()
         self._forget()

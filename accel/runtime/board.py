@@ -17,11 +17,13 @@ class Board:
         self._recorder = recorder
         self._posts: dict[int, str] = {}
         self._demands: dict[str, str] = {}
+        self._kept_dense: set[int] = set()
 
     def wipe(self) -> None:
         """Forgets what was said; the session does this before each call."""
         self._posts.clear()
         self._demands.clear()
+        self._kept_dense.clear()
 
     def post(self, method: str, what: str, moment: Moment, block: int) -> None:
         """Says what happened to a block: "computed", "reused"."""
@@ -39,3 +41,11 @@ class Board:
     def compute_demanded(self) -> str | None:
         """Who demands that this call be computed and why, or None."""
         return next((f"{method}: {reason}" for method, reason in self._demands.items()), None)
+
+    def demand_dense(self, block: int) -> None:
+        """Asks that a block be computed without approximation, for example because a decision hangs on it."""
+        self._kept_dense.add(block)
+
+    def dense_demanded(self, block: int) -> bool:
+        """Whether the block must be computed without approximation."""
+        return block in self._kept_dense

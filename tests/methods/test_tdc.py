@@ -334,3 +334,10 @@ def test_a_demand_on_the_board_makes_a_step_computed() -> None:
     record = session.summary().to_dict()["runs"][0]
     assert skipped(record) == "cccscsscsscc"
     assert {"method": "tdc", "reason": "search: the map is due", "times": 2} in record["fallbacks"]
+
+
+def test_few_steps_are_said_to_bring_little() -> None:
+    transformer = ToyDenoiser([lambda hidden: hidden + 1.0] * 4)
+    for steps, notes in ((7, ["tdc brings little with fewer than 8 steps: 7 here"]), (8, [])):
+        _, record = run(transformer, call={"steps": steps}, threshold=0.5)
+        assert record["notes"] == notes
