@@ -315,12 +315,12 @@ def test_the_steps_of_a_search_are_computed(attention: dict[str, Any]) -> None:
 def test_the_attention_of_a_probe_block_stays_dense() -> None:
     case = TINY["wan"]
     pipe = case.build()
-    attention = {"attention": "pisa", "density": 0.5, "dense_layers": 0, "dense_steps": 0.0}
-    with accel.enable(pipe, **attention) as session:
+    attention = accel.PISAConfig(density=0.5, dense_layers=0, dense_steps=0.0)
+    with accel.enable(pipe, attention=attention) as session:
         case.run(pipe)
     calls = session.summary().to_dict()["runs"][0]["methods"]["pisa"]
     assert calls["sparse"] == calls["attention_calls"] == 4 * 2 * 8
-    with accel.enable(pipe, **attention, cache="tdc", units="probe", threshold=0.0) as session:
+    with accel.enable(pipe, attention=attention, cache="tdc", units="probe", threshold=0.0) as session:
         case.run(pipe)
     calls = session.summary().to_dict()["runs"][0]["methods"]["pisa"]
     assert (calls["sparse"], calls["attention_calls"]) == (3 * 2 * 8, 4 * 2 * 8)
