@@ -1,0 +1,1 @@
+"""Everything that wants a GPU, in one command: see `python -m bench.gpu_suite --help`."""

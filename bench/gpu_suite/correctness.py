@@ -1,0 +1,152 @@
+"""Every kernel on the device against the reference form in float64, and twice for the same bits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.kernels.block_attention import block_attention, dense_attention
+from accel.kernels.block_mass import block_mass
+from accel.kernels.block_statistics import block_means, block_statistics
+from accel.kernels.delta import apply_delta, compute_delta, update_delta
+from accel.kernels.forms import use
+from bench.gpu_suite.cells import Cells
+from bench.gpu_suite.problems import BOUNDS, DTYPES, relative
+
+Call = Callable[..., Any]
+TAILS = ("listed", "zeroth", "hybrid", "prior", "all")
+
+
+def run(cells: Cells, device: str, tiny: bool) -> None:
+    """All cells; `tiny` leaves a sample that a CPU can do."""
+    heads = (64,) if tiny else (64, 72, 96, 112, 128)
+    blocks = (32,) if tiny else (32, 64, 128)
+    for name, dtype in DTYPES.items():
+        for size, block in itertools.product(heads, blocks):
+            where = f"{name}/head{size}/block{block}"
+            for tail, padded in itertools.product(TAILS, (False, True)):
+                measure = partial(_attention, dtype, size, block, tail, padded, device)
+                cells.run(f"block_attention/{where}/{tail}/{'padded' if padded else 'full'}", measure)
+            cells.run(f"dense_attention/{where}", partial(_dense, dtype, size, block, device))
+            cells.run(f"block_statistics/{where}", partial(_means, dtype, size, block, device))
+            cells.run(f"block_mass/{where}", partial(_mass, dtype, size, block, device))
+        cells.run(f"delta/{name}", partial(_delta, dtype, device))
+
+
+def compare(call: Call, tensors: dict[str, Tensor | None], dtype: torch.dtype, **options: Any) -> dict[str, Any]:
+    """The largest relative error of any result against float64, whether it is within the bound, and the same twice."""
+    found, again = (_tuple(call(**tensors, **options)) for _ in range(2))
+    wide = {n: t.double() if t is not None and t.is_floating_point() else t for n, t in tensors.items()}
+    with use("reference"):
+        wanted = _tuple(call(**wide, **options))
+    errors = []
+    for result, exact in zip(found, wanted, strict=True):
+        nothing = exact == -math.inf
+        if not torch.equal(result == -math.inf, nothing):
+            errors.append(math.nan)
+        errors.append(relative(torch.where(nothing, 0.0, result.double()), torch.where(nothing, 0.0, exact)))
+    error = max(errors, key=lambda e: math.inf if math.isnan(e) else e)
+    same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    return {"error": error, "bound": BOUNDS[dtype], "correct": error < BOUNDS[dtype] and same, "same_bits": same}
+
+
+def _tuple(result: Any) -> tuple[Tensor, ...]:
+    parts = result if isinstance(result, tuple) else (result,)
+    return tuple(part for part in parts if part is not None)
+
+
+def _random(device: str, dtype: torch.dtype, *shape: int, seed: int) -> Tensor:
+    """Random numbers in the middle of memory that is NaN otherwise, so that a stray read shows."""
+    generator = torch.Generator(device).manual_seed(seed)
+    values = torch.randn(shape, generator=generator, device=device).to(dtype)
+    memory = torch.full((values.numel() + 8192,), math.nan, dtype=dtype, device=device)
+    return memory[4096 : 4096 + values.numel()].view(shape).copy_(values)
+
+
+def _sequences(dtype: torch.dtype, size: int, device: str) -> dict[str, Tensor]:
+    # Grouped heads, and lengths that no block divides.
+    return {
+        "query": _random(device, dtype, 2, 300, 4, size, seed=1),
+        "key": _random(device, dtype, 2, 333, 2, size, seed=2),
+        "value": _random(device, dtype, 2, 333, 2, size, seed=3),
+    }
+
+
+def _sizes(block: int, device: str) -> Tensor:
+    """Room for blocks of 333 tokens: some short, some empty."""
+    number = -(-333 // block)
+    sizes = torch.full((2, number), block, dtype=torch.int32)
+    sizes[:, -1] = 333 - block * (number - 1)
+    sizes[0, 0], sizes[1, number // 2] = block // 2 + 1, 0
+    return sizes.to(device)
+
+
+def _attention(dtype: torch.dtype, size: int, block: int, tail: str, padded: bool, device: str) -> dict[str, Any]:
+    tensors: dict[str, Tensor | None] = dict(_sequences(dtype, size, device))
+    sizes = _sizes(block, device) if padded else None
+    rows, number = -(-300 // block), -(-333 // block)
+    generator = torch.Generator().manual_seed(4)
+    order = torch.rand(2, 4, rows, number, generator=generator).argsort(-1).int()
+    tensors["blocks"] = order[..., : max(1, number // 2)].contiguous().to(device)
+    counts = torch.randint(0, max(1, number // 2) + 1, (2, 4, rows), generator=generator)
+    tensors["counts"] = counts.int().to(device)
+    if padded:
+        tensors["sizes"] = sizes
+    if tail in ("zeroth", "hybrid", "all"):
+        found = block_statistics(tensors["key"], tensors["value"], block, sizes, first_order=tail != "zeroth")
+        tensors |= {"mean_key": found.mean_key, "mean_value": found.mean_value}
+        if tail != "zeroth":
+            tensors["first_order"] = found.first_order
+    if tail in ("prior", "all"):
+        tensors["prior"] = _random(device, torch.float32, 2, 300, 4, size, seed=6)
+        lse = _random(device, torch.float32, 2, 4, 300, seed=7) + 2.0
+        lse[0, 0, :5] = -math.inf
+        tensors["prior_lse"] = lse
+    return compare(block_attention, tensors, dtype, block_size=block)
+
+
+def _dense(dtype: torch.dtype, size: int, block: int, device: str) -> dict[str, Any]:
+    return compare(
+        dense_attention, {**_sequences(dtype, size, device), "sizes": _sizes(block, device)}, dtype, block_size=block
+    )
+
+
+def _means(dtype: torch.dtype, size: int, block: int, device: str) -> dict[str, Any]:
+    given = _sequences(dtype, size, device)
+    tensors = {"key": given["key"], "value": given["value"], "sizes": _sizes(block, device)}
+    found = compare(block_statistics, tensors, torch.float32, block_size=block, first_order=True, spread=True)
+    means = compare(
+        lambda key, sizes: block_means(key, block, sizes), {n: tensors[n] for n in ("key", "sizes")}, torch.float32
+    )
+    return {**found, "error_of_means": means["error"], "correct": found["correct"] and means["correct"]}
+
+
+def _mass(dtype: torch.dtype, size: int, block: int, device: str) -> dict[str, Any]:
+    given, sizes = _sequences(dtype, size, device), _sizes(block, device)
+    _, lse = dense_attention(**given, sizes=sizes, block_size=block)
+    mean_key = block_means(given["key"], block, sizes)
+    tensors = {"query": given["query"], "key": given["key"], "lse": lse, "sizes": sizes, "mean_key": mean_key}
+    return compare(block_mass, tensors, dtype, block_size=block)
+
+
+def _delta(dtype: torch.dtype, device: str) -> dict[str, Any]:
+    names = ("output", "input", "before", "slope")
+    given = {name: _random(device, dtype, 2, 333, 257, seed=seed) for seed, name in enumerate(names)}
+    calls: list[Call] = [
+        lambda output, input, before, slope: compute_delta(output, input, before),
+        lambda output, input, before, slope: update_delta(output, input, before, slope, 3),
+        lambda output, input, before, slope: apply_delta(input, before, slope, 2),
+    ]
+    found = [compare(call, given, dtype) for call in calls]
+    return {
+        "error": max(f["error"] for f in found),
+        "bound": BOUNDS[dtype],
+        "correct": all(f["correct"] for f in found),
+        "same_bits": all(f["same_bits"] for f in found),
+    }

@@ -1,0 +1,48 @@
+"""Random arguments for the kernels, on the device, and the measure of an error."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from accel.kernels.block_statistics import block_means
+from accel.kernels.selection import kept_number, top_blocks
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# The largest relative error (root mean square) against float64.
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def waves(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str, seed: int = 5) -> list[Tensor]:
+    """Query, key and value (1, tokens, heads, size) that follow smooth waves along the sequence, as neighbouring tokens
+    of a picture do; queries resemble the keys of their own place."""
+    generator = torch.Generator(device).manual_seed(seed)
+    number = 64
+    phases = 2 * math.pi * torch.rand(number, generator=generator, device=device)
+    frequencies = 4 * math.pi * torch.arange(1, number + 1, device=device)
+    field = torch.sin(torch.arange(tokens, device=device)[:, None] / tokens * frequencies + phases).to(dtype)
+    mixed = []
+    for _ in range(3):
+        mixing = torch.randn(number, heads * size, generator=generator, device=device).to(dtype) / math.sqrt(number / 4)
+        # In place and in the dtype itself: at 118,800 tokens there is no room for wide copies.
+        values = field @ mixing
+        values += 0.3 * torch.randn(values.shape, generator=generator, device=device, dtype=dtype)
+        mixed.append(values.view(1, tokens, heads, size))
+    query, key, value = mixed
+    return [(query + key) / math.sqrt(2), key, value]
+
+
+def choice(query: Tensor, key: Tensor, block: int, density: float) -> tuple[Tensor, Tensor]:
+    """The best blocks of each row by the product of block means."""
+    mean_query, mean_key = block_means(query, block), block_means(key, block)
+    scores = mean_query.permute(0, 2, 1, 3) @ mean_key.permute(0, 2, 3, 1)
+    return top_blocks(scores, kept_number(density, mean_key.shape[1]))
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Root mean square of the difference over that of what is wanted; NaN stays NaN."""
+    wanted = wanted.double()
+    size = wanted.square().mean().sqrt().item()
+    return (found.double() - wanted).square().mean().sqrt().item() / (size or 1.0)
