@@ -13,11 +13,12 @@ from accel.config import AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.selection import kept_number
 from accel.methods.adaspa import AdaSpaConfig
-from accel.methods.block_search import BlockSearch
+from accel.methods.block_search import BlockSearch, Found
 from accel.methods.pisa import PISAConfig, deviations
-from accel.methods.sparse_call import NotInBlocks, text_lengths
+from accel.methods.sparse_call import NotInBlocks, SparseCall, text_lengths
 from accel.pipelines.attention import AttentionCall
 from accel.pipelines.families import families
+from accel.runtime.clock import Moment
 from tests.tiny_pipelines import TINY
 
 # Every block is exact, but the whole way through tiling, padding and our own attention is taken.
@@ -95,7 +96,10 @@ def test_schedule_of_adaspa() -> None:
     by_step = [0 if step <= 2 or step == switch else 2 * layers for step in range(8)]
     assert report["sparse_by_step"] == by_step
     assert report["searched"] == 2 * layers * (1 + (switch > 2))
-    assert report["held_bytes"] > 0
+    # Two branches; for each query block the bits of all key blocks and the log-sum-exp of its queries.
+    blocks, heads = -(-case.tokens // 64), pipe.transformer.config.num_attention_heads
+    each = heads * (blocks * -(-blocks // 8) + 4 * case.tokens) + 4 * blocks
+    assert report["held_bytes"] == 2 * layers * each
 
 
 def test_later_searches_reuse_the_first_ones_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +115,31 @@ def test_later_searches_reuse_the_first_ones_sums(monkeypatch: pytest.MonkeyPatc
     report = last(session)["methods"]["adaspa"]
     assert report["searched"] == 2 * layers, "only the first search is dense"
     assert report["searches"] == 3 * 2 * layers and report["held_bytes"] > 0
+
+
+def test_what_wan_14b_at_720p_holds() -> None:
+    """81 frames are 21 latent ones of 45 x 80 tokens; 40 heads of 128, 40 layers, two branches."""
+    tokens, heads = 21 * 45 * 80, 40
+    blocks = -(-tokens // 64)
+    nothing = torch.empty(1, tokens, heads, 128, device="meta")
+    sizes = torch.empty(1, blocks, dtype=torch.int32, device="meta")
+    call = SparseCall(
+        Moment(0, 0, 0, 50, "cond", "transformer", (21, 45, 80)),
+        0,
+        *[nothing] * 3,
+        sizes,
+        slice(0, blocks),
+        slice(0, 0),
+        None,
+        64,
+        None,
+    )
+    # Heads that got more have half as much again as the density says.
+    lists = torch.empty(1, heads, blocks, kept_number(0.2, blocks) * 3 // 2, dtype=torch.int32, device="meta")
+    found = Found.by(call, torch.empty(1, heads, tokens, device="meta"), (lists, lists[..., 0]), 0)
+    assert found.bits.nbytes == heads * blocks * -(-blocks // 8) < lists.nbytes / 9
+    # README says 1.5 GB.
+    assert 40 * 2 * found.nbytes == pytest.approx(1.53e9, rel=0.005)
 
 
 @pytest.mark.parametrize("router", ["mean", "covariance", "threshold", "search"])
