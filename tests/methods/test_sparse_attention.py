@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -317,19 +318,59 @@ def test_too_few_tokens_run_dense_and_are_told() -> None:
         ({"attention": "pisa", "router": "best"}, "router='best' is not possible"),
         ({"attention": "adaspa", "tails": "none"}, "no active method has a setting 'tails'.*nearest: 'tail'"),
         ({"attention": "adaspa", "router": "mean"}, "'router' is a setting of pisa, which is not on"),
+        (
+            {"attention": "pisa", "search_steps": (0.5,)},
+            r"^pisa: search_steps=\(0.5,\) is read by router='search' alone, and the router is 'mean': leave it out",
+        ),
+        ({"attention": "pisa", "search_steps": (0.25, 0.6), "router": "threshold"}, "the router is 'threshold'"),
+        (
+            {"attention": "adaspa", "head_adaptive": False, "recall": 0.8},
+            "^adaspa: recall=0.8 is read by head_adaptive=True alone: leave it out or switch that on$",
+        ),
     ],
 )
 def test_refusals(setting: dict[str, Any], line: str) -> None:
+    pipe = TINY["wan"].build()
     with pytest.raises(AccelError, match=line):
-        accel.enable(TINY["wan"].build(), **setting)
+        accel.enable(pipe, **setting)
+    # Nothing is half done.
+    accel.enable(pipe, attention="pisa").disable()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attention": "pisa"},
+        {"attention": "pisa", "search_steps": (0.5,), "router": "search"},
+        {"attention": "pisa", "router": "search"},
+        {"attention": "adaspa"},
+        {"attention": "adaspa", "recall": 0.5},
+        {"attention": "adaspa", "head_adaptive": False},
+    ],
+)
+def test_what_a_file_or_a_summary_says_can_be_asked_for_again(setting: dict[str, Any], tmp_path: Path) -> None:
+    pipe = TINY["wan"].build()
+    with accel.enable(pipe, **setting) as session:
+        (method,) = session._methods
+        told = session.config.to_dict()
+    AccelConfig.from_dict(told).save_pretrained(tmp_path)
+    again = [AccelConfig.from_dict(json.loads(json.dumps(told))), AccelConfig(attention=method.config), tmp_path]
+    for given in again:
+        with accel.enable(pipe, given) as session:
+            assert session._methods[0].config == method.config
+    # The order of flat keywords does not matter.
+    with accel.enable(pipe, **dict(reversed(setting.items()))) as session:
+        assert session._methods[0].config == method.config
 
 
 def test_published_values_fill_what_is_not_given() -> None:
     video = PISAConfig().resolved(families()["wan"])
     image = PISAConfig(density=0.5).resolved(families()["flux"])
     assert (video.density, video.router, video.dense_layers, video.dense_steps) == (0.125, "mean", 1, 0.25)
+    assert video.search_steps is None
+    assert PISAConfig(router="search").resolved(families()["flux"]).search_steps == (0.25, 0.6)
     assert (image.density, image.router, image.dense_layers, image.dense_steps) == (0.5, "covariance", 4, 0.0)
-    ada = AdaSpaConfig()
+    ada = AdaSpaConfig().resolved()
     assert (ada.density, ada.search_steps, ada.recall, ada.tail) == (0.2, (0.2, 0.6), 0.8, "none")
 
 
