@@ -18,7 +18,14 @@ from torch import Tensor
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method, Slot
-from accel.methods.sparse_call import NotInBlocks, SparseCall, exact_share, put_into_blocks, text_lengths
+from accel.methods.sparse_call import (
+    NotInBlocks,
+    SparseCall,
+    exact_share,
+    put_into_blocks,
+    require_all_tokens,
+    text_lengths,
+)
 from accel.pipelines.attention import (
     AttentionCall,
     AttentionModuleSite,
@@ -112,6 +119,7 @@ class SparseAttention(Method):
             return call.dense(query, key, value)
         config = self.config
         try:
+            require_all_tokens(call)
             arrangement, sparse_call = put_into_blocks(
                 moment,
                 layer,

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ContextParallelConfig, ParallelConfig
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 import accel
 from accel.config import AccelConfig
@@ -265,6 +267,36 @@ def test_a_mask_that_is_no_padding_runs_dense_and_is_told() -> None:
     reasons = [entry["reason"] for entry in last(session)["fallbacks"]]
     assert reasons == ["the mask hides more than the padding of the text"]
     assert torch.equal(found, plain)
+
+
+def test_context_parallelism_that_is_switched_on_later_runs_dense_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    plain = case.run(pipe)
+    # What `enable_parallelism` leaves on the processors; the function itself asks for several GPUs.
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ring_degree=2))
+    dispatch, given = dispatch_attention_fn, []
+
+    def on_one_device(*args: Any, parallel_config: Any, **kwargs: Any) -> torch.Tensor:
+        given.append(parallel_config)
+        return dispatch(*args, **kwargs)
+
+    monkeypatch.setattr("accel.pipelines.attention.call.dispatch_attention_fn", on_one_device)
+    with accel.enable(pipe, attention="pisa", dense_layers=0) as session:
+        for block in pipe.transformer.blocks:
+            block.attn1.processor._parallel_config = config
+        with pytest.warns(AccelWarning, match="pisa was on and did nothing: context parallelism spreads the tokens"):
+            found = case.run(pipe)
+    assert torch.equal(found, plain)
+    calls = 2 * len(pipe.transformer.blocks)
+    assert len(given) == 8 * calls and all(each is config for each in given), "diffusers does its part"
+    run = last(session)
+    assert run["methods"]["pisa"]["sparse"] == 0
+    (fallback,) = run["fallbacks"]
+    # The first quarter of eight steps is dense anyway.
+    assert fallback["times"] == 6 * calls
+    with pytest.raises(AccelError, match="has its tokens spread over devices by context parallelism"):
+        accel.enable(pipe, attention="pisa")
 
 
 def test_a_processor_that_was_replaced_since_is_told() -> None:
