@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from accel.errors import AccelError, AccelWarning
+from accel.kernels.arrangement import let_go_of_arrangements
 from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method, Slot
 from accel.methods.sparse_call import (
@@ -86,7 +87,7 @@ class SparseAttention(Method):
             for denoiser in denoisers
             for site in denoiser.blocks
         ]
-        return undo
+        return [*undo, let_go_of_arrangements]
 
     def start_run(self, num_steps: int) -> None:
         gone = [site.path for site, processor in self._installed if site.module.processor is not processor]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 import accel
 from accel.config import AccelConfig
 from accel.errors import AccelError, AccelWarning
+from accel.kernels import arrangement
+from accel.kernels.arrangement import Arrangement
 from accel.kernels.selection import kept_number
 from accel.methods.adaspa import AdaSpaConfig
 from accel.methods.block_search import BlockSearch, Found
@@ -297,6 +301,26 @@ def test_context_parallelism_that_is_switched_on_later_runs_dense_and_is_told(mo
     assert fallback["times"] == 6 * calls
     with pytest.raises(AccelError, match="has its tokens spread over devices by context parallelism"):
         accel.enable(pipe, attention="pisa")
+
+
+def test_nothing_of_the_order_of_tokens_stays_after_disable(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Arrangement]] = []
+    build = arrangement._build
+
+    def watched(*args: Any) -> Arrangement:
+        result = build(*args)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(arrangement, "_build", watched)
+    arrangement.let_go_of_arrangements()
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, attention="adaspa", search_steps=(0.0,)):
+        case.run(pipe)
+        assert len(made) == 1 and made[0]() is not None, "one for all layers, steps and branches"
+    gc.collect()
+    assert made[0]() is None
 
 
 def test_a_processor_that_was_replaced_since_is_told() -> None:
