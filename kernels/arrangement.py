@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Arrangement", "arrange", "default_tile"]
+__all__ = ["Arrangement", "arrange", "default_tile", "let_go_of_arrangements"]
 
 Grid = tuple[int, int, int]
 Text = Literal["none", "prefix", "suffix"]
@@ -117,7 +117,7 @@ def arrange(
         device: where the tensors of the result are.
 
     Returns:
-        The arrangement; equal calls give the same object.
+        The arrangement; equal calls give the same object, for the last 16 different ones.
 
     Raises:
         ValueError: a size is below 1, the tile has not `block_size` tokens, or text and its length disagree.
@@ -136,7 +136,12 @@ def arrange(
     return _arranged(sizes, text, int(text_length), int(block_size), shape, torch.device(device))
 
 
-@lru_cache(maxsize=64)
+def let_go_of_arrangements() -> None:
+    """Forgets all arrangements, which hold 16 bytes of their device for each token; the next calls make them anew."""
+    _arranged.cache_clear()
+
+
+@lru_cache(maxsize=16)
 def _arranged(
     grid: Grid, text: Text, text_length: int, block_size: int, tile: Grid, device: torch.device
 ) -> Arrangement:

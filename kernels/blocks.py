@@ -40,6 +40,21 @@ def token_mask(counts: Tensor, length: int, block_size: int) -> Tensor:
     return (offsets < counts[..., None]).flatten(1)[:, :length]
 
 
+def listed_blocks(blocks: Tensor, counts: Tensor, number: int) -> Tensor:
+    """Which key blocks are in the lists: bool of shape (batch, heads, query blocks, key blocks)."""
+    listed = torch.arange(blocks.shape[-1], device=blocks.device) < counts[..., None]
+    # What stands behind a list's end goes to a column that is cut off.
+    columns = torch.where(listed, blocks, number).to(torch.int64)
+    marks = torch.zeros(*blocks.shape[:-1], number + 1, dtype=torch.bool, device=blocks.device)
+    return marks.scatter_(-1, columns, True)[..., :number]
+
+
+def require_distinct(operation: str, listed: Tensor, counts: Tensor) -> None:
+    """Raise ValueError unless a row's marks (of `listed_blocks`) are as many as its count; waits for the device."""
+    if not torch.equal(listed.sum(-1), counts.to(torch.int64)):
+        raise ValueError(f"{operation} takes lists of distinct blocks that are as long as counts says: one is not")
+
+
 def require_block_size(operation: str, block_size: int) -> None:
     """Raise ValueError unless blocks of this size have a kernel."""
     if block_size not in BLOCK_SIZES:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from accel.errors import AccelError
 from accel.kernels.selection import head_budgets, kept_number, top_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register
 from accel.methods.block_search import BlockSearch
@@ -28,7 +29,8 @@ class AdaSpaConfig(MethodConfig):
         search_steps: Where in the run the search looks, as fractions of its steps; the steps before the first are
             dense. The paper's steps 10 and 30 of 50 are 0.2 and 0.6.
         head_adaptive: Whether heads share their budgets (section 3.4 of the paper).
-        recall: Share of the mass from which a head counts as concentrated. The paper uses 0.8.
+        recall: Share of the mass from which a head counts as concentrated. None is the paper's 0.8. Without
+            head_adaptive it is refused.
         tail: What the other blocks become: "none" (dropped, as published), or "zeroth" or "hybrid" as in PISA, which is
             ours; blocks are then chosen by what the tail gets wrong instead of by their mass.
         block_size: Tokens of a block.
@@ -42,10 +44,23 @@ class AdaSpaConfig(MethodConfig):
     density: Density = 0.2
     search_steps: Places = (0.2, 0.6)
     head_adaptive: bool = True
-    recall: Fraction = 0.8
+    recall: Fraction | None = None
     tail: Tail = "none"
     block_size: BlockSize = 64
     tiling: bool = True
+
+    def resolved(self) -> AdaSpaConfig:
+        """The same with the published recall where nothing is said; refuses one that nothing would read."""
+        if self.head_adaptive:
+            return self if self.recall is not None else self.model_copy(update={"recall": _RECALL})
+        if self.recall is not None:
+            raise AccelError(
+                f"adaspa: recall={self.recall} is read by head_adaptive=True alone: leave it out or switch that on"
+            )
+        return self
+
+
+_RECALL = 0.8
 
 
 @register(AdaSpaConfig)
@@ -55,7 +70,7 @@ class AdaSpa(SparseAttention):
     config: Any
 
     def __init__(self, config: AdaSpaConfig, context: Context) -> None:
-        super().__init__(config, context)
+        super().__init__(config.resolved(), context)
         self._search = BlockSearch(config.search_steps, self.note_search)
 
     def start_run(self, num_steps: int) -> None:

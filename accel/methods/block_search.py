@@ -2,7 +2,8 @@
 
 The first search of a layer is fused: it computes dense attention, keeps the log-sum-exp of every query and measures
 how much attention falls on each key block. Later searches reuse that log-sum-exp, since the ranking of blocks hardly
-depends on it, and cost a product of queries and keys alone. Between searches the choice stays.
+depends on it, and cost a product of queries and keys alone. Between searches the choice stays, as one bit for each
+pair of blocks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.block_attention import dense_attention
+from accel.kernels.block_bits import lists_of, to_bits
 from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import BlockStatistics
 from accel.methods.base import steps_in
@@ -26,12 +28,30 @@ Choose = Callable[[SparseCall, Tensor, Tensor], Blocks]
 
 
 @dataclass
-class _Layer:
+class Found:
+    """What a search of one layer found, for the calls until the next.
+
+    Attributes:
+        lse: (B, H, S) float32, the log-sum-exp of the image's queries.
+        bits: the chosen blocks, as `accel.kernels.block_bits` packs them.
+        width: the longest list among them.
+        searched: the step from which the choice is.
+        sizes, image: as in the call.
+    """
+
     lse: Tensor
-    chosen: Blocks
+    bits: Tensor
+    width: int
     searched: int
     sizes: Tensor
     image: slice
+
+    @classmethod
+    def by(cls, call: SparseCall, lse: Tensor, chosen: Blocks, searched: int) -> Found:
+        """The choice that was made for a call, packed."""
+        blocks, counts = chosen
+        bits = to_bits(blocks, counts, call.sizes.shape[1])
+        return cls(lse, bits, blocks.shape[-1], searched, call.sizes, call.image)
 
     def fits(self, call: SparseCall) -> bool:
         """Whether the choice was made for blocks such as the call's: a callback may change the text within a run."""
@@ -41,9 +61,13 @@ class _Layer:
         # Without text the sizes follow from the shape, and asking the device can be spared.
         return same and (call.always is None or torch.equal(self.sizes, call.sizes))
 
+    def chosen(self) -> Blocks:
+        """The lists of blocks again, for one call."""
+        return lists_of(self.bits, self.width, self.sizes.shape[1])
+
     @property
     def nbytes(self) -> int:
-        return self.lse.nbytes + sum(part.nbytes for part in self.chosen)
+        return self.lse.nbytes + self.bits.nbytes + self.sizes.nbytes
 
 
 class BlockSearch:
@@ -53,7 +77,7 @@ class BlockSearch:
         self._fractions = steps
         self._note = note
         self._steps: list[int] = []
-        self._state: BranchState[dict[int, _Layer]] = BranchState(dict)
+        self._state: BranchState[dict[int, Found]] = BranchState(dict)
 
     def start_run(self, num_steps: int) -> None:
         """Forgets what was found and places the searches in a run of so many steps."""
@@ -89,11 +113,11 @@ class BlockSearch:
             return out, self._keep(layers, call, lse, choose, mean_key, due)
         if layer.searched < due:
             return None, self._keep(layers, call, layer.lse, choose, mean_key, due)
-        return None, layer.chosen
+        return None, layer.chosen()
 
     def _keep(
         self,
-        layers: dict[int, _Layer],
+        layers: dict[int, Found],
         call: SparseCall,
         lse: Tensor,
         choose: Choose,
@@ -101,7 +125,7 @@ class BlockSearch:
         due: int,
     ) -> Blocks:
         chosen = self._look(call, lse, choose, mean_key)
-        layers[call.layer] = _Layer(lse, chosen, due, call.sizes, call.image)
+        layers[call.layer] = Found.by(call, lse, chosen, due)
         self._note(sum(layer.nbytes for branch in self._state.values() for layer in branch.values()))
         return chosen
 

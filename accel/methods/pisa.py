@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from accel.errors import AccelError
 from accel.kernels.block_statistics import BlockStatistics
 from accel.kernels.selection import threshold_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
@@ -45,7 +46,7 @@ class PISAConfig(MethodConfig):
         dense_layers: Blocks of the transformer, from the first, that stay dense; None is the published 1 for videos and
             4 for images.
         search_steps: Where in the run the router "search" looks, as fractions of its steps; steps before the first are
-            dense. The other routers do without.
+            dense. None is 0.25 and 0.6. With another router they are refused.
         tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film.
     """
 
@@ -58,16 +59,25 @@ class PISAConfig(MethodConfig):
     block_size: BlockSize = 64
     dense_steps: Fraction | None = None
     dense_layers: Annotated[int, Field(ge=0)] | None = None
-    search_steps: Places = (0.25, 0.6)
+    search_steps: Places | None = None
     tiling: bool = True
 
     def resolved(self, family: Family) -> PISAConfig:
-        """The same with the published values where nothing is said."""
+        """The same with the published values where nothing is said; refuses search_steps where no search would look."""
         published = _VIDEO if family.makes_videos else _IMAGE
         given = {name: value for name, value in self.model_dump().items() if value is not None}
-        return type(self)(**{**published, **given})
+        settings = {**published, **given}
+        if settings["router"] == "search":
+            settings.setdefault("search_steps", _SEARCH_STEPS)
+        elif self.search_steps is not None:
+            raise AccelError(
+                f"pisa: search_steps={self.search_steps} is read by router='search' alone, and the router is "
+                f"{settings['router']!r}: leave it out or take router='search'"
+            )
+        return type(self)(**settings)
 
 
+_SEARCH_STEPS = (0.25, 0.6)
 _VIDEO = {"density": 0.125, "router": "mean", "dense_steps": 0.25, "dense_layers": 1}
 _IMAGE = {"density": 0.15, "router": "covariance", "dense_steps": 0.0, "dense_layers": 4}
 
@@ -80,14 +90,14 @@ class PISA(SparseAttention):
 
     def __init__(self, config: PISAConfig, context: Context) -> None:
         super().__init__(config.resolved(context.facts.family), context)
-        self._search = BlockSearch(config.search_steps, self.note_search)
+        self._search = BlockSearch(self.config.search_steps or (), self.note_search)
 
     def start_run(self, num_steps: int) -> None:
         super().start_run(num_steps)
         self._search.start_run(num_steps)
 
     def start_call(self, moment: Moment) -> None:
-        if self.config.router == "search" and self.config.density < 1.0 and self._search.due(moment):
+        if self.config.density < 1.0 and self._search.due(moment):
             self.context.board.demand_compute(self.config.method, "a search is due")
 
     def end_run(self) -> None:
@@ -96,9 +106,8 @@ class PISA(SparseAttention):
 
     def scheduled_dense(self, moment: Moment, layer: int) -> bool:
         config = self.config
-        early = steps_in(config.dense_steps, moment.num_steps)
-        if config.router == "search":
-            early = max(early, self._search.first)
+        # Without the router "search" nothing is searched, and the first search is at step 0.
+        early = max(steps_in(config.dense_steps, moment.num_steps), self._search.first)
         return moment.step < early or layer < config.dense_layers or config.density == 1.0
 
     def why_all_dense(self, num_steps: int) -> str:

@@ -16,9 +16,17 @@ from pydantic import Field
 from torch import Tensor
 
 from accel.errors import AccelError, AccelWarning
+from accel.kernels.arrangement import let_go_of_arrangements
 from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method, Slot
-from accel.methods.sparse_call import NotInBlocks, SparseCall, exact_share, put_into_blocks, text_lengths
+from accel.methods.sparse_call import (
+    NotInBlocks,
+    SparseCall,
+    exact_share,
+    put_into_blocks,
+    require_all_tokens,
+    text_lengths,
+)
 from accel.pipelines.attention import (
     AttentionCall,
     AttentionModuleSite,
@@ -79,7 +87,7 @@ class SparseAttention(Method):
             for denoiser in denoisers
             for site in denoiser.blocks
         ]
-        return undo
+        return [*undo, let_go_of_arrangements]
 
     def start_run(self, num_steps: int) -> None:
         gone = [site.path for site, processor in self._installed if site.module.processor is not processor]
@@ -112,6 +120,7 @@ class SparseAttention(Method):
             return call.dense(query, key, value)
         config = self.config
         try:
+            require_all_tokens(call)
             arrangement, sparse_call = put_into_blocks(
                 moment,
                 layer,

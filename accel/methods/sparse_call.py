@@ -152,6 +152,12 @@ def _of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tenso
     return query, key, value
 
 
+def require_all_tokens(call: AttentionCall) -> None:
+    """Raises NotInBlocks where the call has a part of the tokens alone."""
+    if call.spread:
+        raise NotInBlocks("context parallelism spreads the tokens over devices, and blocks need all of them")
+
+
 def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
     """How many text tokens count in each sample, (B,) int32, where the mask hides the right padding of a text and no
     more; or raises NotInBlocks."""

@@ -50,7 +50,9 @@ def block_attention(
         key: (B, S_k, H_k, D), cut into N blocks likewise; H is a multiple of H_k, and head h of the query uses head
             h // (H // H_k).
         value: as key.
-        blocks: int32 (B, H, NQ, K), the key blocks that each query block attends exactly, distinct, in any order.
+        blocks: int32 (B, H, NQ, K), the key blocks that each query block attends exactly, from 0 to N - 1 and distinct,
+            in any order. The reference and the CPU form refuse a block that is listed twice; the Triton form, which
+            would have to wait for the device, does not look, and counts it twice.
         counts: int32 (B, H, NQ), how many entries at the start of each list count, from 0 to K.
         block_size: tokens in a block: 16, 32, 64 or 128.
         sizes: int32 (B, N), how many keys at the start of each block count; the others may hold anything, infinities
@@ -67,7 +69,8 @@ def block_attention(
         of shape (B, H, S). A query with nothing to attend to gets zeros and minus infinity.
 
     Raises:
-        ValueError: a shape, device, block size, head size or scale does not fit, or the forced form cannot run there.
+        ValueError: a shape, device, block size, head size or scale does not fit, a block is listed twice (but see
+            `blocks`), or the forced form cannot run there.
         TypeError: a dtype does not fit.
     """
     name = "block_attention"

@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from accel.kernels.block_attention.reference import chosen
-from accel.kernels.blocks import number_of_blocks, token_counts, token_mask
+from accel.kernels.blocks import listed_blocks, number_of_blocks, require_distinct, token_counts, token_mask
 
 # Numbers in the keys that are gathered at once by one thread: few enough that they, and the values beside them, are
 # still in the cache when they are read. Several threads wait for each other after every call: each takes more at once.
@@ -39,7 +38,9 @@ def block_attention(
 ) -> tuple[Tensor, Tensor]:
     batch, length, heads, size = query.shape
     room = token_counts(sizes, batch, key.shape[1], block_size, key.device)
-    left = ~chosen(blocks, counts, room.shape[1]) & (room > 0)[:, None, None]
+    exact = listed_blocks(blocks, counts, room.shape[1])
+    require_distinct("block_attention", exact, counts)
+    left = ~exact & (room > 0)[:, None, None]
     if not left.any():
         part = _dense(query, key, value, room, block_size, scale)
         if prior is not None and prior_lse is not None:

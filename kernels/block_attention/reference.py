@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from accel.kernels.blocks import number_of_blocks, token_counts, token_mask
+from accel.kernels.blocks import listed_blocks, number_of_blocks, require_distinct, token_counts, token_mask
 
 
 def block_attention(
@@ -32,7 +32,9 @@ def block_attention(
     room = token_counts(sizes, batch, key.shape[1], block_size, key.device)
     query_block = torch.arange(length, device=query.device) // block_size
     key_block = torch.arange(key.shape[1], device=key.device) // block_size
-    exact = chosen(blocks, counts, number_of_blocks(key.shape[1], block_size))[:, :, query_block]
+    exact = listed_blocks(blocks, counts, number_of_blocks(key.shape[1], block_size))
+    require_distinct("block_attention", exact, counts)
+    exact = exact[:, :, query_block]
 
     scaled = _heads_first(query, wide) * scale
     keys, values = (_heads_first(_cleared(x, room, block_size), wide, group) for x in (key, value))
@@ -68,15 +70,6 @@ def dense_attention(
     blocks = torch.arange(number, device=query.device).expand(*rows, -1)
     counts = blocks.new_full(rows, number)
     return block_attention(query, key, value, blocks, counts, block_size, sizes, None, None, None, None, None, scale)
-
-
-def chosen(blocks: Tensor, counts: Tensor, number: int) -> Tensor:
-    """Which key blocks are in the lists: bool of shape (batch, heads, query blocks, key blocks)."""
-    listed = torch.arange(blocks.shape[-1], device=blocks.device) < counts[..., None]
-    # What stands behind a list's end goes to a column that is cut off.
-    columns = torch.where(listed, blocks, number).to(torch.int64)
-    marks = torch.zeros(*blocks.shape[:-1], number + 1, dtype=torch.bool, device=blocks.device)
-    return marks.scatter_(-1, columns, True)[..., :number]
 
 
 def _heads_first(x: Tensor, dtype: torch.dtype, group: int = 1) -> Tensor:

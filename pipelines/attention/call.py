@@ -34,6 +34,11 @@ class AttentionCall:
     parallel: Any = None
     scale: float | None = None
 
+    @property
+    def spread(self) -> bool:
+        """Whether the call holds a part of the tokens, and other devices the rest (diffusers' context parallelism)."""
+        return spread_over_devices(self.parallel)
+
     def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention as diffusers' own processor computes it, the same bits: (B, S, H, D) to (B, S, H, D)."""
         if self.dispatched:
@@ -42,6 +47,11 @@ class AttentionCall:
             )
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask).transpose(1, 2)
+
+
+def spread_over_devices(parallel: Any) -> bool:
+    """Whether a processor's parallel configuration is one of context parallelism, which splits the tokens."""
+    return getattr(parallel, "context_parallel_config", None) is not None
 
 
 # Gets query, key and value (B, S, H, D) after norms and rotation, and returns the output (B, S, H, D).

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from accel.errors import AccelError
-from accel.pipelines.attention.call import Attend
+from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
@@ -100,8 +100,7 @@ def _form(site: AttentionModuleSite) -> type[StandIn]:
             f"{name} has the processor {found.__name__}, whose attention Accel cannot take over; "
             f"it takes over {own}: {remedy}"
         )
-    parallel = getattr(processor, "_parallel_config", None)
-    if getattr(parallel, "context_parallel_config", None) is not None:
+    if spread_over_devices(getattr(processor, "_parallel_config", None)):
         raise AccelError(
             f"{name} has its tokens spread over devices by context parallelism, and attention methods need all of "
             "them: load the model without it"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from accel.kernels.block_attention import block_attention, dense_attention
-from accel.kernels.block_attention import reference as specification
+from accel.kernels.blocks import listed_blocks
 from accel.kernels.forms import use
 from tests.attention_problem import BLOCK, DTYPES, SIZES, VARIANTS, Problem, assert_near, same_bits
 
@@ -209,8 +209,21 @@ def test_full_lists_go_through_the_dense_routine_of_the_cpu():
 
 def test_what_is_listed():
     blocks = torch.tensor([[3, 0, 9, -1]])[None, None]
-    marks = specification.chosen(blocks, torch.tensor([[[2]]]), 5)
+    marks = listed_blocks(blocks, torch.tensor([[[2]]]), 5)
     assert marks.tolist() == [[[[True, False, False, True, False]]]]
+
+
+@pytest.mark.parametrize("form", ["reference", "cpu"])
+@pytest.mark.parametrize(
+    ("listed", "count"),
+    [([1, 4, 1], 3), ([0, 0, 0], 2), ([1, 2, 3], 4), ([1, 2, 3], -1)],
+    ids=["twice", "the filling twice", "longer than the list", "negative"],
+)
+def test_lists_that_would_count_a_block_twice_are_refused(form, listed, count):
+    problem = Problem(variant="hybrid")
+    problem.blocks[0, 1, 1, :], problem.counts[0, 1, 1] = torch.tensor(listed), count
+    with use(form), pytest.raises(ValueError, match="takes lists of distinct blocks that are as long"):
+        problem.run("cpu")
 
 
 def refused(change: object, error: type[Exception], message: str) -> object:

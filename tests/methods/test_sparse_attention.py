@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import ContextParallelConfig, ParallelConfig
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 import accel
 from accel.config import AccelConfig
 from accel.errors import AccelError, AccelWarning
+from accel.kernels import arrangement
+from accel.kernels.arrangement import Arrangement
 from accel.kernels.selection import kept_number
 from accel.methods.adaspa import AdaSpaConfig
-from accel.methods.block_search import BlockSearch
+from accel.methods.block_search import BlockSearch, Found
 from accel.methods.pisa import PISAConfig, deviations
-from accel.methods.sparse_call import NotInBlocks, text_lengths
+from accel.methods.sparse_call import NotInBlocks, SparseCall, text_lengths
 from accel.pipelines.attention import AttentionCall
 from accel.pipelines.families import families
+from accel.runtime.clock import Moment
 from tests.tiny_pipelines import TINY
 
 # Every block is exact, but the whole way through tiling, padding and our own attention is taken.
@@ -95,7 +103,10 @@ def test_schedule_of_adaspa() -> None:
     by_step = [0 if step <= 2 or step == switch else 2 * layers for step in range(8)]
     assert report["sparse_by_step"] == by_step
     assert report["searched"] == 2 * layers * (1 + (switch > 2))
-    assert report["held_bytes"] > 0
+    # Two branches; for each query block the bits of all key blocks and the log-sum-exp of its queries.
+    blocks, heads = -(-case.tokens // 64), pipe.transformer.config.num_attention_heads
+    each = heads * (blocks * -(-blocks // 8) + 4 * case.tokens) + 4 * blocks
+    assert report["held_bytes"] == 2 * layers * each
 
 
 def test_later_searches_reuse_the_first_ones_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +122,31 @@ def test_later_searches_reuse_the_first_ones_sums(monkeypatch: pytest.MonkeyPatc
     report = last(session)["methods"]["adaspa"]
     assert report["searched"] == 2 * layers, "only the first search is dense"
     assert report["searches"] == 3 * 2 * layers and report["held_bytes"] > 0
+
+
+def test_what_wan_14b_at_720p_holds() -> None:
+    """81 frames are 21 latent ones of 45 x 80 tokens; 40 heads of 128, 40 layers, two branches."""
+    tokens, heads = 21 * 45 * 80, 40
+    blocks = -(-tokens // 64)
+    nothing = torch.empty(1, tokens, heads, 128, device="meta")
+    sizes = torch.empty(1, blocks, dtype=torch.int32, device="meta")
+    call = SparseCall(
+        Moment(0, 0, 0, 50, "cond", "transformer", (21, 45, 80)),
+        0,
+        *[nothing] * 3,
+        sizes,
+        slice(0, blocks),
+        slice(0, 0),
+        None,
+        64,
+        None,
+    )
+    # Heads that got more have half as much again as the density says.
+    lists = torch.empty(1, heads, blocks, kept_number(0.2, blocks) * 3 // 2, dtype=torch.int32, device="meta")
+    found = Found.by(call, torch.empty(1, heads, tokens, device="meta"), (lists, lists[..., 0]), 0)
+    assert found.bits.nbytes == heads * blocks * -(-blocks // 8) < lists.nbytes / 9
+    # README says 1.5 GB.
+    assert 40 * 2 * found.nbytes == pytest.approx(1.53e9, rel=0.005)
 
 
 @pytest.mark.parametrize("router", ["mean", "covariance", "threshold", "search"])
@@ -237,6 +273,56 @@ def test_a_mask_that_is_no_padding_runs_dense_and_is_told() -> None:
     assert torch.equal(found, plain)
 
 
+def test_context_parallelism_that_is_switched_on_later_runs_dense_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    plain = case.run(pipe)
+    # What `enable_parallelism` leaves on the processors; the function itself asks for several GPUs.
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ring_degree=2))
+    dispatch, given = dispatch_attention_fn, []
+
+    def on_one_device(*args: Any, parallel_config: Any, **kwargs: Any) -> torch.Tensor:
+        given.append(parallel_config)
+        return dispatch(*args, **kwargs)
+
+    monkeypatch.setattr("accel.pipelines.attention.call.dispatch_attention_fn", on_one_device)
+    with accel.enable(pipe, attention="pisa", dense_layers=0) as session:
+        for block in pipe.transformer.blocks:
+            block.attn1.processor._parallel_config = config
+        with pytest.warns(AccelWarning, match="pisa was on and did nothing: context parallelism spreads the tokens"):
+            found = case.run(pipe)
+    assert torch.equal(found, plain)
+    calls = 2 * len(pipe.transformer.blocks)
+    assert len(given) == 8 * calls and all(each is config for each in given), "diffusers does its part"
+    run = last(session)
+    assert run["methods"]["pisa"]["sparse"] == 0
+    (fallback,) = run["fallbacks"]
+    # The first quarter of eight steps is dense anyway.
+    assert fallback["times"] == 6 * calls
+    with pytest.raises(AccelError, match="has its tokens spread over devices by context parallelism"):
+        accel.enable(pipe, attention="pisa")
+
+
+def test_nothing_of_the_order_of_tokens_stays_after_disable(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Arrangement]] = []
+    build = arrangement._build
+
+    def watched(*args: Any) -> Arrangement:
+        result = build(*args)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(arrangement, "_build", watched)
+    arrangement.let_go_of_arrangements()
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, attention="adaspa", search_steps=(0.0,)):
+        case.run(pipe)
+        assert len(made) == 1 and made[0]() is not None, "one for all layers, steps and branches"
+    gc.collect()
+    assert made[0]() is None
+
+
 def test_a_processor_that_was_replaced_since_is_told() -> None:
     case = TINY["wan"]
     pipe = case.build()
@@ -288,19 +374,59 @@ def test_too_few_tokens_run_dense_and_are_told() -> None:
         ({"attention": "pisa", "router": "best"}, "router='best' is not possible"),
         ({"attention": "adaspa", "tails": "none"}, "no active method has a setting 'tails'.*nearest: 'tail'"),
         ({"attention": "adaspa", "router": "mean"}, "'router' is a setting of pisa, which is not on"),
+        (
+            {"attention": "pisa", "search_steps": (0.5,)},
+            r"^pisa: search_steps=\(0.5,\) is read by router='search' alone, and the router is 'mean': leave it out",
+        ),
+        ({"attention": "pisa", "search_steps": (0.25, 0.6), "router": "threshold"}, "the router is 'threshold'"),
+        (
+            {"attention": "adaspa", "head_adaptive": False, "recall": 0.8},
+            "^adaspa: recall=0.8 is read by head_adaptive=True alone: leave it out or switch that on$",
+        ),
     ],
 )
 def test_refusals(setting: dict[str, Any], line: str) -> None:
+    pipe = TINY["wan"].build()
     with pytest.raises(AccelError, match=line):
-        accel.enable(TINY["wan"].build(), **setting)
+        accel.enable(pipe, **setting)
+    # Nothing is half done.
+    accel.enable(pipe, attention="pisa").disable()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attention": "pisa"},
+        {"attention": "pisa", "search_steps": (0.5,), "router": "search"},
+        {"attention": "pisa", "router": "search"},
+        {"attention": "adaspa"},
+        {"attention": "adaspa", "recall": 0.5},
+        {"attention": "adaspa", "head_adaptive": False},
+    ],
+)
+def test_what_a_file_or_a_summary_says_can_be_asked_for_again(setting: dict[str, Any], tmp_path: Path) -> None:
+    pipe = TINY["wan"].build()
+    with accel.enable(pipe, **setting) as session:
+        (method,) = session._methods
+        told = session.config.to_dict()
+    AccelConfig.from_dict(told).save_pretrained(tmp_path)
+    again = [AccelConfig.from_dict(json.loads(json.dumps(told))), AccelConfig(attention=method.config), tmp_path]
+    for given in again:
+        with accel.enable(pipe, given) as session:
+            assert session._methods[0].config == method.config
+    # The order of flat keywords does not matter.
+    with accel.enable(pipe, **dict(reversed(setting.items()))) as session:
+        assert session._methods[0].config == method.config
 
 
 def test_published_values_fill_what_is_not_given() -> None:
     video = PISAConfig().resolved(families()["wan"])
     image = PISAConfig(density=0.5).resolved(families()["flux"])
     assert (video.density, video.router, video.dense_layers, video.dense_steps) == (0.125, "mean", 1, 0.25)
+    assert video.search_steps is None
+    assert PISAConfig(router="search").resolved(families()["flux"]).search_steps == (0.25, 0.6)
     assert (image.density, image.router, image.dense_layers, image.dense_steps) == (0.5, "covariance", 4, 0.0)
-    ada = AdaSpaConfig()
+    ada = AdaSpaConfig().resolved()
     assert (ada.density, ada.search_steps, ada.recall, ada.tail) == (0.2, (0.2, 0.6), 0.8, "none")
 
 
