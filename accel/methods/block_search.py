@@ -32,14 +32,16 @@ class Found:
     """What a search of one layer found, for the calls until the next.
 
     Attributes:
-        lse: (B, H, S) float32, the log-sum-exp of the image's queries.
+        lse: (B, H, S) float32, the log-sum-exp of the image's queries, for the searches to come; None after the last.
+        shape: (B, H, S) of the image's queries.
         bits: the chosen blocks, as `accel.kernels.block_bits` packs them.
         width: the longest list among them.
         searched: the step from which the choice is.
         sizes, image: as in the call.
     """
 
-    lse: Tensor
+    lse: Tensor | None
+    shape: tuple[int, ...]
     bits: Tensor
     width: int
     searched: int
@@ -47,16 +49,15 @@ class Found:
     image: slice
 
     @classmethod
-    def by(cls, call: SparseCall, lse: Tensor, chosen: Blocks, searched: int) -> Found:
+    def by(cls, call: SparseCall, lse: Tensor | None, chosen: Blocks, searched: int) -> Found:
         """The choice that was made for a call, packed."""
         blocks, counts = chosen
         bits = to_bits(blocks, counts, call.sizes.shape[1])
-        return cls(lse, bits, blocks.shape[-1], searched, call.sizes, call.image)
+        return cls(lse, _shape(call), bits, blocks.shape[-1], searched, call.sizes, call.image)
 
     def fits(self, call: SparseCall) -> bool:
         """Whether the choice was made for blocks such as the call's: a callback may change the text within a run."""
-        query = call.image_query
-        same = self.lse.shape == (query.shape[0], query.shape[2], query.shape[1]) and self.lse.device == query.device
+        same = self.shape == _shape(call) and self.bits.device == call.query.device
         same = same and self.sizes.shape == call.sizes.shape and self.image == call.image
         # Without text the sizes follow from the shape, and asking the device can be spared.
         return same and (call.always is None or torch.equal(self.sizes, call.sizes))
@@ -67,7 +68,12 @@ class Found:
 
     @property
     def nbytes(self) -> int:
-        return self.lse.nbytes + self.bits.nbytes + self.sizes.nbytes
+        return (0 if self.lse is None else self.lse.nbytes) + self.bits.nbytes + self.sizes.nbytes
+
+
+def _shape(call: SparseCall) -> tuple[int, ...]:
+    batch, tokens, heads, _ = call.image_query.shape
+    return batch, heads, tokens
 
 
 class BlockSearch:
@@ -111,7 +117,7 @@ class BlockSearch:
             )
             lse = lse[:, :, call.rows(call.image)].contiguous()
             return out, self._keep(layers, call, lse, choose, mean_key, due)
-        if layer.searched < due:
+        if layer.searched < due and layer.lse is not None:
             return None, self._keep(layers, call, layer.lse, choose, mean_key, due)
         return None, layer.chosen()
 
@@ -125,7 +131,8 @@ class BlockSearch:
         due: int,
     ) -> Blocks:
         chosen = self._look(call, lse, choose, mean_key)
-        layers[call.layer] = Found.by(call, lse, chosen, due)
+        another = due < self._steps[-1] if self._steps else False
+        layers[call.layer] = Found.by(call, lse if another else None, chosen, due)
         self._note(sum(layer.nbytes for branch in self._state.values() for layer in branch.values()))
         return chosen
 
