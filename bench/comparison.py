@@ -99,7 +99,7 @@ def main(
 
     torch.set_num_threads(options.threads)
     here = machine()  # now, because the checkout may have moved on when the last clip is done
-    pipe = accel.load_pipeline("demo", size=options.size)
+    pipe: Any = accel.load_pipeline("demo", size=options.size)
     pipe.set_progress_bar_config(disable=True)
     prompts = [scene.caption() for scene in SCENES[: options.prompts]]
     own = defaults(options.size)
