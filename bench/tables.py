@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +96,22 @@ def markdown(
         "Motion is the mean difference between neighbouring frames, relative to the first row's clips.",
         *notes,
     ]
+    text += _left_behind(line for lines in groups.values() for line in lines)
     for steps, lines in groups.items():
         text += ["", *([f"## {steps} steps", ""] if len(groups) > 1 else []), *_table(lines, figure)]
     return "\n".join(text) + "\n"
+
+
+def _left_behind(lines: Iterable[Line]) -> list[str]:
+    left: dict[str, set[str]] = {}
+    for line in lines:
+        for entry in line["config"]:
+            if "rival" in entry:
+                left.setdefault(entry["rival"], set()).update(f"`{name}`" for name in line["left_behind"])
+    if not left:
+        return []
+    each = "; ".join(f"{rival}: {', '.join(sorted(names)) or 'nothing'}" for rival, names in left.items())
+    return ["", f"Attributes that a rival's own undo left changed on the pipeline, and the benchmark put back: {each}."]
 
 
 def _table(lines: list[Line], figure: Figure | None) -> list[str]:

@@ -109,6 +109,13 @@ def test_the_page_has_a_whole_table_for_each_number_of_steps():
     assert "40.0, 30.0 (20.0)" in table[3]
 
 
+def test_the_page_says_what_rivals_left_behind():
+    rows = {"plain": Row(8), "a": Row(8, rival="seacache"), "b": Row(8, rival="dbcache")}
+    clips = {"plain": [clip(psnr_db=None, ssim=None)], "a": [clip(left_behind=["forward"])], "b": [clip()]}
+    page = markdown("T", {"command": "c", "machine": {}}, {8: lines_of(rows, clips, None)}, None, [])
+    assert "the benchmark put back: seacache: `forward`; dbcache: nothing." in page
+
+
 @pytest.mark.parametrize("steps", [24, 50])
 def test_the_rows_of_the_benchmarks_are_possible_settings(steps):
     for rows in (tdc.rows, delta_cache.rows, sparse_attention.rows):
