@@ -14,23 +14,25 @@ from typing import Any
 from accel.config import AccelConfig
 from accel.methods.delta import DeltaCacheConfig, DeltaSchedule
 from accel.presets import PRESETS, preset
-from bench.comparison import Figure, Row, main
+from bench.clips import Row
+from bench.comparison import main
+from bench.tables import Figure
 
 PUBLISHED = {"cache": {"method": "delta", "interval": 2, "cached_blocks": 0.75, "boundary": 0.4, "dense_steps": 0.0}}
 
 
-def rows(pipe: Any, prompts: list[str], steps: int) -> dict[str, Row]:
+def rows(pipe: Any, steps: int) -> dict[str, Row]:
     """The plain pipeline, each setting, and behind each the plain steps that make at least as many block calls."""
-    found = {f"plain, {steps} steps": Row(pipe, prompts, None, steps)}
+    found = {f"plain, {steps} steps": Row(steps)}
     settings: dict[str, AccelConfig] = {name: preset(name) for name in PRESETS}
     settings["as published"] = AccelConfig.from_dict(PUBLISHED)
     blocks = len(pipe.transformer.blocks)
     for name, config in settings.items():
-        found[f"delta, {name}"] = Row(pipe, prompts, config, steps)
+        found[f"delta, {name}"] = Row(steps, config)
         plans = [DeltaSchedule(_delta(config), blocks, steps).plan(step) for step in range(steps)]
         calls = steps * blocks - sum(len(plan.blocks) for plan in plans if plan.reuse)
         fewer = math.ceil(calls / blocks)
-        found.setdefault(f"plain, {fewer} steps", Row(pipe, prompts, None, fewer))
+        found.setdefault(f"plain, {fewer} steps", Row(fewer))
     return found
 
 

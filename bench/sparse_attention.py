@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from accel.config import AccelConfig
-from bench.comparison import Figure, Row, main
+from bench.clips import Row
+from bench.comparison import main
+from bench.tables import Figure
 
 DENSITIES = (0.5, 0.25, 0.125, 0.06)
 DENSE = 0.25
@@ -25,13 +27,13 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(pipe: Any, prompts: list[str], steps: int) -> dict[str, Row]:
+def rows(pipe: Any, steps: int) -> dict[str, Row]:
     """The plain pipeline, and every form at every density."""
-    found = {"dense": Row(pipe, prompts, None, steps)}
+    found = {"dense": Row(steps)}
     for density in DENSITIES:
         for name, form in FORMS.items():
             config = AccelConfig.from_dict({"attention": {**form, "density": density}})
-            found[f"{name}, density {density:g}"] = Row(pipe, prompts, config, steps)
+            found[f"{name}, density {density:g}"] = Row(steps, config)
     return found
 
 

@@ -237,7 +237,15 @@ def prompt_accuracy(videos: Sequence[Any], prompts: Sequence[str]) -> dict[str, 
     """
     if len(videos) != len(prompts) or len(prompts) == 0:
         raise ValueError(f"expected one prompt for each video, got {len(videos)} videos and {len(prompts)} prompts")
-    scores = [score(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
+    return share_right([score(video, prompt) for video, prompt in zip(videos, prompts, strict=True)])
+
+
+def share_right(scores: Sequence[dict[str, bool]]) -> dict[str, float]:
+    """What :func:`prompt_accuracy` returns, from the :func:`score` of each clip.
+
+    Raises:
+        ValueError: no prompt named an attribute.
+    """
     verdicts: dict[str, list[bool]] = {name: [] for name in (*SCORED, "all")}
     for one in scores:
         for name, right in one.items():

@@ -1,4 +1,4 @@
-"""How much a clip or a picture is like another: PSNR and SSIM."""
+"""How much a clip or a picture is like another: PSNR and SSIM; and how much a clip moves."""
 
 import math
 from typing import Any
@@ -74,3 +74,15 @@ def ssim(a: Any, b: Any) -> float:
     window = torch.exp(-place.square() / (2 * _SIGMA**2))
     window = (window / window.sum()).expand(3, 1, 1, _WINDOW)
     return _windowed_ssim(*planes, data_range=1.0, win=window).item()
+
+
+def motion(clip: Any) -> float:
+    """The mean absolute difference between neighbouring frames of a clip (T, H, W, 3), 0 for one that stands still.
+
+    Raises:
+        ValueError: fewer than two frames, another shape, or values that are not finite.
+    """
+    frames = _frames(clip, "the clip")
+    if len(frames) < 2:
+        raise ValueError(f"motion needs two frames, the clip has {len(frames)}")
+    return frames.diff(dim=0).abs().mean().item()

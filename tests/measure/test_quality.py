@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from accel.measure.quality import psnr, ssim
+from accel.measure.quality import motion, psnr, ssim
 
 
 def clips(frames=3, height=24, width=20):
@@ -105,3 +105,13 @@ def test_bad_clips_are_refused_in_one_line(measure, first, second, complaint):
 def test_ssim_refuses_frames_smaller_than_its_window():
     with pytest.raises(ValueError, match="11 pixels a side"):
         ssim(GRAY[:10], GRAY[:10])
+
+
+def test_motion_is_the_mean_step_from_frame_to_frame():
+    clip = torch.zeros(3, 4, 4, 3)
+    assert motion(clip) == 0.0
+    clip[1] = 0.5
+    clip[2, :2] = 0.7
+    assert motion(clip) == pytest.approx((0.5 + (0.2 + 0.5) / 2) / 2)
+    with pytest.raises(ValueError, match="two frames"):
+        motion(clip[:1])

@@ -1,0 +1,91 @@
+"""The temporal delta cache on the built-in model, against fewer steps and against the caches of other libraries.
+
+python -m bench.tdc [--prompts 8] [--steps 24 50] [--size standard] [--frames 17] [--rows tdc dbcache] [--write]
+
+The plain pipeline with fewer steps makes about as many block calls as the settings beside it: what a cache has to beat.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from accel.config import AccelConfig
+from accel.measure.rivals import RIVALS, missing
+from accel.presets import preset
+from bench.clips import Row
+from bench.comparison import main
+
+# About how many times fewer block calls the settings make, at 24 steps.
+COSTS = (1.5, 1.9, 2.3)
+# At these costs, in this order. What is published is a unit for each block and plain reuse, two steps in a row at most.
+THRESHOLDS = (0.05, 0.1, 0.2)
+PUBLISHED = {"units": "blocks", "order": 0, "max_skips": 2}
+PUBLISHED_THRESHOLDS = (0.1, 0.2, 0.4)
+PISA = {"method": "pisa", "density": 0.25, "dense_steps": 0.25, "dense_layers": 0}
+# Of each rival, settings that come near the last two costs, and for the two that differ most in what they allow, more.
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "first-block": [{"threshold": 0.1}, {"threshold": 0.2}],
+    "dbcache": [
+        {"residual_diff_threshold": 0.12, "max_warmup_steps": 4},
+        {"residual_diff_threshold": 0.2, "max_warmup_steps": 4},
+        {"residual_diff_threshold": 0.12, "max_warmup_steps": 4, "taylorseer": 1},
+        {"residual_diff_threshold": 0.2, "max_warmup_steps": 4, "taylorseer": 1},
+    ],
+    "magcache": [{"threshold": 0.06, "retention_ratio": 0.1}, {"threshold": 0.12, "retention_ratio": 0.1}],
+    "taylorseer": [
+        {"cache_interval": 2, "disable_cache_before_step": 3, "taylor_factors_dtype": "float32"},
+        {"cache_interval": 3, "disable_cache_before_step": 3, "taylor_factors_dtype": "float32"},
+    ],
+    "seacache": [{"threshold": 0.2}, {"threshold": 0.35}],
+}
+_SHORT = {
+    "residual_diff_threshold": "threshold",
+    "max_warmup_steps": "warm-up",
+    "retention_ratio": "retention",
+    "cache_interval": "interval",
+}
+_UNSAID = ("disable_cache_before_step", "taylor_factors_dtype")
+
+
+def rows(pipe: Any, steps: int) -> dict[str, Row]:
+    """The plain pipeline, Accel's caches, fewer steps, and the rivals that are installed."""
+    found = {f"plain, {steps} steps": Row(steps)}
+    for threshold in THRESHOLDS:
+        found[f"tdc, threshold {threshold:g}"] = _tdc(steps, threshold=threshold)
+    for threshold in PUBLISHED_THRESHOLDS:
+        found[f"tdc as published, threshold {threshold:g}"] = _tdc(steps, **PUBLISHED, threshold=threshold)
+    for threshold in THRESHOLDS[:2]:
+        config = AccelConfig.from_dict({"attention": PISA, "cache": {"method": "tdc", "threshold": threshold}})
+        found[f"tdc + pisa, threshold {threshold:g}"] = Row(steps, config)
+    found["delta, balanced"] = Row(steps, preset("balanced"))
+    for cost in COSTS:
+        fewer = math.ceil(steps / cost)
+        found[f"plain, {fewer} steps"] = Row(fewer)
+    for name in RIVALS:
+        if missing(name) is None:
+            for settings in OTHERS[name]:
+                found[f"{name}, {_words(settings)}"] = Row(steps, rival=name, settings=settings)
+    return found
+
+
+def notes() -> list[str]:
+    """Which rivals are not in the table, and what those in it were told."""
+    told = (
+        "TaylorSeer predicts the outputs of whole blocks in float32, from its fourth step on; MagCache's ratios are of "
+        "one plain run with another prompt. Pyramid broadcast is left out, since it gives one guidance branch the "
+        "attention of the other on Wan, and FasterCache, since it needs guidance in one batch."
+    )
+    return ["", told, *(f"{name} is left out: {reason}." for name in RIVALS if (reason := missing(name)) is not None)]
+
+
+def _tdc(steps: int, **settings: Any) -> Row:
+    return Row(steps, AccelConfig.from_dict({"cache": {"method": "tdc", **settings}}))
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{_SHORT.get(key, key)} {value}" for key, value in settings.items() if key not in _UNSAID)
+
+
+if __name__ == "__main__":
+    main("tdc", "The temporal delta cache on the built-in model", __doc__, rows, None, notes)
