@@ -36,6 +36,8 @@ class BlockStack:
     blocks: tuple[str, ...]
     streams: tuple[str, ...]
     attention: tuple[AttentionSite, ...]
+    # Config field that says next to which block of the main path each of these runs, where the stack is none of it.
+    depths: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ class Family:
     grid: TokenGrid
     # Attributes of the pipeline that hold a denoising transformer, in the order in which a run meets them.
     denoisers: tuple[str, ...] = ("transformer",)
+    # Stacks that a transformer class has beside its main path, on the same tokens: attention there is served as in the
+    # others, but no cache touches them, because what they return is not what they were given.
+    beside: dict[str, tuple[BlockStack, ...]] = field(default_factory=dict)
     # Why the parent may change the hidden states between two blocks; empty where it never does.
     between_blocks: str = ""
     modules_to_not_convert: tuple[str, ...] = ()

@@ -16,7 +16,10 @@ from accel.pipelines.families import families
 
 @dataclass(frozen=True)
 class BlockSite:
-    """One transformer block: `index` counts through all stacks of its denoiser."""
+    """One transformer block: `index` counts through all stacks of its denoiser, those of the main path first.
+
+    `depth` is its place on the main path, or the place of the block there that it runs next to.
+    """
 
     denoiser: str
     index: int
@@ -24,6 +27,7 @@ class BlockSite:
     module: nn.Module
     stack: BlockStack
     parameters: tuple[str, ...]
+    depth: int
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """The streams among a call's arguments, each (batch, tokens, channels), in the order of the outputs."""
@@ -42,11 +46,15 @@ class BlockSite:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A transformer of the pipeline that is called once or more in each step."""
+    """A transformer of the pipeline that is called once or more in each step.
+
+    `blocks` are those of the main path, in the order in which they run; `beside` are others on the same tokens.
+    """
 
     name: str
     module: nn.Module
     blocks: tuple[BlockSite, ...]
+    beside: tuple[BlockSite, ...] = ()
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a call gives to the parameter `name`, or None."""
@@ -76,7 +84,7 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():
         _check_class(f"pipe.{name}", module, family)
-    denoisers = tuple(Denoiser(name, module, _blocks(name, module, family)) for name, module in present.items())
+    denoisers = tuple(_denoiser(name, module, family) for name, module in present.items())
     return PipelineFacts(family, guidance, denoisers)
 
 
@@ -127,9 +135,17 @@ def _check_class(name: str, module: nn.Module, family: Family) -> None:
         )
 
 
-def _blocks(name: str, module: nn.Module, family: Family) -> tuple[BlockSite, ...]:
+def _denoiser(name: str, module: nn.Module, family: Family) -> Denoiser:
+    blocks = _blocks(name, module, family, family.stacks)
+    beside = _blocks(name, module, family, family.beside.get(type(module).__name__, ()), first=len(blocks))
+    return Denoiser(name, module, blocks, beside)
+
+
+def _blocks(
+    name: str, module: Any, family: Family, stacks: tuple[BlockStack, ...], first: int = 0
+) -> tuple[BlockSite, ...]:
     sites: list[BlockSite] = []
-    for stack in family.stacks:
+    for stack in stacks:
         blocks = getattr(module, stack.path, None)
         if not isinstance(blocks, nn.ModuleList):
             raise AccelError(
@@ -145,8 +161,9 @@ def _blocks(name: str, module: nn.Module, family: Family) -> tuple[BlockSite, ..
                     f"{name}.{stack.path}.{position} is {found}; the facts of the family {family.name} expect "
                     f"{' or '.join(stack.blocks)} with {', '.join(stack.streams)}"
                 )
-            path = f"{stack.path}.{position}"
-            sites.append(BlockSite(name, len(sites), path, block, stack, parameters))
+            index = first + len(sites)
+            depth = index if stack.depths is None else getattr(module.config, stack.depths)[position]
+            sites.append(BlockSite(name, index, f"{stack.path}.{position}", block, stack, parameters, depth))
     return tuple(sites)
 
 

@@ -70,7 +70,7 @@ class AdaSpa(SparseAttention):
         super().end_run()
         self._search.clear()
 
-    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+    def scheduled_dense(self, moment: Moment, depth: int) -> bool:
         return moment.step < self._search.first or self.config.density == 1.0
 
     def why_all_dense(self, num_steps: int) -> str:

@@ -43,7 +43,7 @@ class PISAConfig(MethodConfig):
         dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.25 for videos and 0 for
             images. Published are 0.3 for Wan 1.3B and 0.2 for Wan 14B and HunyuanVideo, and none for images.
         dense_layers: Blocks of the transformer, from the first, that stay dense; None is the published 1 for videos and
-            4 for images.
+            4 for images. The blocks of VACE that make hints count as the block that their hint is added to.
         search_steps: Where in the run the router "search" looks, as fractions of its steps; steps before the first are
             dense. The other routers do without.
         tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film.
@@ -94,12 +94,12 @@ class PISA(SparseAttention):
         super().end_run()
         self._search.clear()
 
-    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+    def scheduled_dense(self, moment: Moment, depth: int) -> bool:
         config = self.config
         early = steps_in(config.dense_steps, moment.num_steps)
         if config.router == "search":
             early = max(early, self._search.first)
-        return moment.step < early or layer < config.dense_layers or config.density == 1.0
+        return moment.step < early or depth < config.dense_layers or config.density == 1.0
 
     def why_all_dense(self, num_steps: int) -> str:
         config = self.config

@@ -50,8 +50,8 @@ class SparseAttention(Method):
         self._installed: list[tuple[AttentionModuleSite, StandIn]] = []
 
     @abstractmethod
-    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
-        """Whether the configuration leaves this call to diffusers."""
+    def scheduled_dense(self, moment: Moment, depth: int) -> bool:
+        """Whether the configuration leaves a block at this depth to diffusers."""
 
     @abstractmethod
     def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
@@ -77,7 +77,7 @@ class SparseAttention(Method):
         undo += [
             self.context.hooks.add(site.module, partial(self._in_block, site))
             for denoiser in denoisers
-            for site in denoiser.blocks
+            for site in (*denoiser.blocks, *denoiser.beside)
         ]
         return undo
 
@@ -100,14 +100,14 @@ class SparseAttention(Method):
         moment = self.context.clock.now
         if moment is None:
             return proceed(*args, **kwargs)
-        with serve(partial(self._attend, moment, site.index), text_length(site, args, kwargs)):
+        with serve(partial(self._attend, moment, site), text_length(site, args, kwargs)):
             return proceed(*args, **kwargs)
 
     def _attend(
-        self, moment: Moment, layer: int, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
+        self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
     ) -> Tensor:
-        record, name = self.context.recorder, self.config.method
-        if self.scheduled_dense(moment, layer):
+        record, name, layer = self.context.recorder, self.config.method, site.index
+        if self.scheduled_dense(moment, site.depth):
             record.event(name, "dense", moment, layer)
             return call.dense(query, key, value)
         config = self.config
