@@ -31,9 +31,20 @@ class BlockSite:
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """The streams among a call's arguments, each (batch, tokens, channels), in the order of the outputs."""
-        return tuple(
-            kwargs[name] if name in kwargs else args[self.parameters.index(name)] for name in self.stack.streams
-        )
+        return tuple(self.argument(name, args, kwargs) for name in self.stack.streams)
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value that a call gives to the parameter `name`, or None."""
+        return _argument(name, self.parameters, args, kwargs)
+
+    def with_argument(
+        self, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with another value for the parameter `name`, which the call gives."""
+        if name in kwargs:
+            return args, {**kwargs, name: value}
+        place = self.parameters.index(name)
+        return (*args[:place], value, *args[place + 1 :]), kwargs
 
     def unpack(self, output: Any) -> tuple[torch.Tensor, ...]:
         """The streams of what the block returned."""
@@ -58,10 +69,7 @@ class Denoiser:
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a call gives to the parameter `name`, or None."""
-        if name in kwargs:
-            return kwargs[name]
-        names = _parameters(self.module)
-        return args[names.index(name)] if name in names[: len(args)] else None
+        return _argument(name, _parameters(self.module), args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,12 @@ def _blocks(
             depth = index if stack.depths is None else getattr(module.config, stack.depths)[position]
             sites.append(BlockSite(name, index, f"{stack.path}.{position}", block, stack, parameters, depth))
     return tuple(sites)
+
+
+def _argument(name: str, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if name in kwargs:
+        return kwargs[name]
+    return args[parameters.index(name)] if name in parameters[: len(args)] else None
 
 
 def _parameters(module: nn.Module) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from accel.kernels.selection import head_budgets, kept_number, top_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register
 from accel.methods.block_search import BlockSearch
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention, Tiling
 from accel.methods.sparse_call import Blocks, SparseCall, Tail, highest_blocks
 from accel.runtime.clock import Moment
 
@@ -32,8 +32,10 @@ class AdaSpaConfig(MethodConfig):
         tail: What the other blocks become: "none" (dropped, as published), or "zeroth" or "hybrid" as in PISA, which is
             ours; blocks are then chosen by what the tail gets wrong instead of by their mass.
         block_size: Tokens of a block.
-        tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film. The paper
-            does not say; ours.
+        tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call", for
+            every attention call; "forward", once per call of the transformer, before its first block, so that hooks on
+            blocks see that order too; "none", not at all. The paper does
+            not say; ours.
     """
 
     method: ClassVar[str] = "adaspa"
@@ -45,7 +47,7 @@ class AdaSpaConfig(MethodConfig):
     recall: Fraction = 0.8
     tail: Tail = "none"
     block_size: BlockSize = 64
-    tiling: bool = True
+    tiling: Tiling = "call"
 
 
 @register(AdaSpaConfig)

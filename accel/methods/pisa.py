@@ -19,7 +19,7 @@ from accel.kernels.block_statistics import BlockStatistics
 from accel.kernels.selection import threshold_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
 from accel.methods.block_search import BlockSearch
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention, Tiling
 from accel.methods.sparse_call import Blocks, SparseCall, Tail, block_scores, highest_blocks
 from accel.pipelines.facts import Family
 from accel.runtime.clock import Moment
@@ -46,7 +46,9 @@ class PISAConfig(MethodConfig):
             4 for images. The blocks of VACE that make hints count as the block that their hint is added to.
         search_steps: Where in the run the router "search" looks, as fractions of its steps; steps before the first are
             dense. The other routers do without.
-        tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film.
+        tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call", for
+            every attention call; "forward", once per call of the transformer, before its first block, so that hooks on
+            blocks see that order too; "none", not at all.
     """
 
     method: ClassVar[str] = "pisa"
@@ -59,7 +61,7 @@ class PISAConfig(MethodConfig):
     dense_steps: Fraction | None = None
     dense_layers: Annotated[int, Field(ge=0)] | None = None
     search_steps: Places = (0.25, 0.6)
-    tiling: bool = True
+    tiling: Tiling = "call"
 
     def resolved(self, family: Family) -> PISAConfig:
         """The same with the published values where nothing is said."""

@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2, text to video, and VACE."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
 _SEPARATE = Guidance(form="separate", order=("cond", "uncond"), named=True)
 _ATTENTION = (
@@ -25,6 +25,10 @@ FAMILY = Family(
     grid=TokenGrid("BCTHW", patch=("patch_size.0", "patch_size.1", "patch_size.2")),
     denoisers=("transformer", "transformer_2"),
     between_blocks="VACE adds a hint after each block of `vace_layers`",
+    free_order=FreeOrder(
+        arguments=(TokenArgument("rotary_emb", axis=1),),
+        unless_given={"control_hidden_states": "VACE adds hints between blocks"},
+    ),
     modules_to_not_convert=(
         "patch_embedding",
         "vace_patch_embedding",
