@@ -36,6 +36,8 @@ class BlockStack:
     blocks: tuple[str, ...]
     streams: tuple[str, ...]
     attention: tuple[AttentionSite, ...]
+    # Config field that says next to which block of the main path each of these runs, where the stack is none of it.
+    depths: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,33 @@ class TokenGrid:
 
 
 @dataclass(frozen=True)
+class TokenArgument:
+    """An argument of the blocks with an entry for each image token along `axis`: a tensor, or a tuple of tensors.
+
+    `with_text`: the axis has the tokens of the text too, where the family's sequence has them.
+    """
+
+    name: str
+    axis: int
+    with_text: bool = False
+
+
+@dataclass(frozen=True)
+class FreeOrder:
+    """That the blocks may be given the image tokens in another order than the model's, all of them in the same.
+
+    So it is where, apart from attention, the blocks and what the parent does between the first and the last treat every
+    token by itself. The order is that of the stream `hidden_states`; `arguments` have to be brought into it too.
+    """
+
+    arguments: tuple[TokenArgument, ...] = ()
+    # Arguments of the denoiser that bind its tokens to their order in a call that gives them, and why.
+    unless_given: dict[str, str] = field(default_factory=dict)
+    # Classes of blocks that treat some tokens by their place.
+    except_blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts of one family; `pipelines` and `transformers` are class names of diffusers."""
 
@@ -79,9 +108,14 @@ class Family:
     grid: TokenGrid
     # Attributes of the pipeline that hold a denoising transformer, in the order in which a run meets them.
     denoisers: tuple[str, ...] = ("transformer",)
+    # Stacks that a transformer class has beside its main path, on the same tokens: attention there is served as in the
+    # others, but no cache touches them, because what they return is not what they were given.
+    beside: dict[str, tuple[BlockStack, ...]] = field(default_factory=dict)
     # Why the parent may change the hidden states between two blocks; empty where it never does.
     between_blocks: str = ""
     modules_to_not_convert: tuple[str, ...] = ()
+    # None where the blocks need the model's order of tokens, or where nobody has looked.
+    free_order: FreeOrder | None = None
     # The transformer may be given one timestep per token instead of one per sample.
     per_token_timesteps: bool = False
     # The timestep goes up again within a run, once per chunk of frames.

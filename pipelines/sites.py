@@ -16,7 +16,10 @@ from accel.pipelines.families import families
 
 @dataclass(frozen=True)
 class BlockSite:
-    """One transformer block: `index` counts through all stacks of its denoiser."""
+    """One transformer block: `index` counts through all stacks of its denoiser, those of the main path first.
+
+    `depth` is its place on the main path, or the place of the block there that it runs next to.
+    """
 
     denoiser: str
     index: int
@@ -24,12 +27,24 @@ class BlockSite:
     module: nn.Module
     stack: BlockStack
     parameters: tuple[str, ...]
+    depth: int
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """The streams among a call's arguments, each (batch, tokens, channels), in the order of the outputs."""
-        return tuple(
-            kwargs[name] if name in kwargs else args[self.parameters.index(name)] for name in self.stack.streams
-        )
+        return tuple(self.argument(name, args, kwargs) for name in self.stack.streams)
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value that a call gives to the parameter `name`, or None."""
+        return _argument(name, self.parameters, args, kwargs)
+
+    def with_argument(
+        self, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with another value for the parameter `name`, which the call gives."""
+        if name in kwargs:
+            return args, {**kwargs, name: value}
+        place = self.parameters.index(name)
+        return (*args[:place], value, *args[place + 1 :]), kwargs
 
     def unpack(self, output: Any) -> tuple[torch.Tensor, ...]:
         """The streams of what the block returned."""
@@ -42,18 +57,19 @@ class BlockSite:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A transformer of the pipeline that is called once or more in each step."""
+    """A transformer of the pipeline that is called once or more in each step.
+
+    `blocks` are those of the main path, in the order in which they run; `beside` are others on the same tokens.
+    """
 
     name: str
     module: nn.Module
     blocks: tuple[BlockSite, ...]
+    beside: tuple[BlockSite, ...] = ()
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a call gives to the parameter `name`, or None."""
-        if name in kwargs:
-            return kwargs[name]
-        names = _parameters(self.module)
-        return args[names.index(name)] if name in names[: len(args)] else None
+        return _argument(name, _parameters(self.module), args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():
         _check_class(f"pipe.{name}", module, family)
-    denoisers = tuple(Denoiser(name, module, _blocks(name, module, family)) for name, module in present.items())
+    denoisers = tuple(_denoiser(name, module, family) for name, module in present.items())
     return PipelineFacts(family, guidance, denoisers)
 
 
@@ -127,9 +143,17 @@ def _check_class(name: str, module: nn.Module, family: Family) -> None:
         )
 
 
-def _blocks(name: str, module: nn.Module, family: Family) -> tuple[BlockSite, ...]:
+def _denoiser(name: str, module: nn.Module, family: Family) -> Denoiser:
+    blocks = _blocks(name, module, family, family.stacks)
+    beside = _blocks(name, module, family, family.beside.get(type(module).__name__, ()), first=len(blocks))
+    return Denoiser(name, module, blocks, beside)
+
+
+def _blocks(
+    name: str, module: Any, family: Family, stacks: tuple[BlockStack, ...], first: int = 0
+) -> tuple[BlockSite, ...]:
     sites: list[BlockSite] = []
-    for stack in family.stacks:
+    for stack in stacks:
         blocks = getattr(module, stack.path, None)
         if not isinstance(blocks, nn.ModuleList):
             raise AccelError(
@@ -145,9 +169,16 @@ def _blocks(name: str, module: nn.Module, family: Family) -> tuple[BlockSite, ..
                     f"{name}.{stack.path}.{position} is {found}; the facts of the family {family.name} expect "
                     f"{' or '.join(stack.blocks)} with {', '.join(stack.streams)}"
                 )
-            path = f"{stack.path}.{position}"
-            sites.append(BlockSite(name, len(sites), path, block, stack, parameters))
+            index = first + len(sites)
+            depth = index if stack.depths is None else getattr(module.config, stack.depths)[position]
+            sites.append(BlockSite(name, index, f"{stack.path}.{position}", block, stack, parameters, depth))
     return tuple(sites)
+
+
+def _argument(name: str, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if name in kwargs:
+        return kwargs[name]
+    return args[parameters.index(name)] if name in parameters[: len(args)] else None
 
 
 def _parameters(module: nn.Module) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def serving_blocks(pipe: Any, attend: Callable[[BlockSite], Attend]) -> Iterator
     """What a method does: stand-ins in all attentions, and a hook in front of every block that serves it."""
     hooks = HookSet(object())
     for denoiser in inspect_pipeline(pipe).denoisers:
-        for site in denoiser.blocks:
+        for site in (*denoiser.blocks, *denoiser.beside):
 
             def intercept(proceed: Any, args: tuple, kwargs: dict, site: BlockSite = site) -> Any:
                 with serve(attend(site), text_length(site, args, kwargs)):

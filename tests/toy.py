@@ -80,7 +80,7 @@ def toy_facts(pipe: ToyPipeline) -> PipelineFacts:
         "toy", "Toy", ("ToyDenoiser",), {"ToyPipeline": guidance}, (stack,), "none", TokenGrid("BNC", ids="ids")
     )
     sites = tuple(
-        BlockSite("transformer", index, f"blocks.{index}", block, stack, ("hidden_states",))
+        BlockSite("transformer", index, f"blocks.{index}", block, stack, ("hidden_states",), index)
         for index, block in enumerate(pipe.transformer.blocks)
     )
     return PipelineFacts(family, guidance, (Denoiser("transformer", pipe.transformer, sites),))

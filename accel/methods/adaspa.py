@@ -15,7 +15,7 @@ from accel.errors import AccelError
 from accel.kernels.selection import head_budgets, kept_number, top_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register
 from accel.methods.block_search import BlockSearch
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention, Tiling
 from accel.methods.sparse_call import Blocks, SparseCall, Tail, highest_blocks
 from accel.runtime.clock import Moment
 
@@ -34,8 +34,10 @@ class AdaSpaConfig(MethodConfig):
         tail: What the other blocks become: "none" (dropped, as published), or "zeroth" or "hybrid" as in PISA, which is
             ours; blocks are then chosen by what the tail gets wrong instead of by their mass.
         block_size: Tokens of a block.
-        tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film. The paper
-            does not say; ours.
+        tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call", for
+            every attention call; "forward", once per call of the transformer, before its first block, so that hooks on
+            blocks see that order too; "none", not at all. The paper does
+            not say; ours.
     """
 
     method: ClassVar[str] = "adaspa"
@@ -47,7 +49,7 @@ class AdaSpaConfig(MethodConfig):
     recall: Fraction | None = None
     tail: Tail = "none"
     block_size: BlockSize = 64
-    tiling: bool = True
+    tiling: Tiling = "call"
 
     def resolved(self) -> AdaSpaConfig:
         """The same with the published recall where nothing is said; refuses one that nothing would read."""
@@ -85,7 +87,7 @@ class AdaSpa(SparseAttention):
         super().end_run()
         self._search.clear()
 
-    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+    def scheduled_dense(self, moment: Moment, depth: int) -> bool:
         return moment.step < self._search.first or self.config.density == 1.0
 
     def why_all_dense(self, num_steps: int) -> str:

@@ -13,7 +13,7 @@ arXiv 2503.06923, for continuing what is cached along a line.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from accel.kernels.delta import apply_delta
 from accel.methods.base import Context
 from accel.methods.held_delta import HeldDelta
 from accel.pipelines.sites import BlockSite, Denoiser
+from accel.runtime.board import TokenOrder
 from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
 
@@ -83,6 +84,18 @@ class _Segment:
     def fits(self, streams: Streams) -> bool:
         return all(delta.fits(stream) for stream, delta in zip(streams, self.deltas, strict=True))
 
+    def reordered(self, stream: int, before: TokenOrder | None, now: TokenOrder | None) -> _Segment:
+        """The same for tokens of that stream in another order."""
+
+        def change(x: torch.Tensor) -> torch.Tensor:
+            x = x if before is None else before.restore(x)
+            # Where the number of tokens changed, it will not be reused.
+            return now.apply(x) if now is not None and now.length == x.shape[1] else x
+
+        deltas = list(self.deltas)
+        deltas[stream] = deltas[stream].mapped(change)
+        return replace(self, deltas=tuple(deltas))
+
     @property
     def nbytes(self) -> int:
         return sum(delta.nbytes for delta in self.deltas)
@@ -108,6 +121,8 @@ class _Branch:
     # Those that the running capture replaces.
     earlier: dict[int, _Segment] = field(default_factory=dict)
     captured: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)
+    # Of the tokens in the changes.
+    order: TokenOrder | None = None
     active: _Segment | None = None
     open: _Open | None = None
 
@@ -167,6 +182,7 @@ class BlockDeltas:
         branch = self._state.at(moment)
         if site.index == 0:
             self._begin(branch, moment, denoiser, site.streams(args, kwargs))
+            self._reorder(branch, denoiser)
         if site.index in branch.plans:
             branch.plan = self._enter(branch, moment, branch.plans[site.index])
         plan = branch.plan
@@ -199,6 +215,15 @@ class BlockDeltas:
             for first, segment in branch.segments.items()
             if any(first in plan.blocks and segment.last in plan.blocks for plan in plans)
         }
+
+    def _reorder(self, branch: _Branch, denoiser: Denoiser) -> None:
+        """Brings what is held into the order in which this call has its image tokens."""
+        before, branch.order = branch.order, self._context.board.order
+        if before is branch.order:
+            return
+        for first, segment in branch.segments.items():
+            stream = denoiser.blocks[first].stack.streams.index("hidden_states")
+            branch.segments[first] = segment.reordered(stream, before, branch.order)
 
     def _enter(self, branch: _Branch, moment: Moment, plan: Plan) -> Plan:
         if plan.asks:

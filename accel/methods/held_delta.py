@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -84,6 +85,19 @@ class HeldDelta:
         delta, slope = (part.read(dtype) if isinstance(part, _Codes) else part for part in (self.delta, self.slope))
         assert delta is not None
         return delta, slope
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> HeldDelta:
+        """The same with every tensor, (batch, tokens, channels), changed in the order of its tokens."""
+        parts = [
+            _Codes(change(part.codes.view(torch.uint8)).view(FLOAT8), change(part.scale))
+            if isinstance(part, _Codes)
+            else None
+            if part is None
+            else change(part)
+            for part in (self.delta, self.slope)
+        ]
+        assert parts[0] is not None
+        return replace(self, delta=parts[0], slope=parts[1])
 
     @property
     def nbytes(self) -> int:

@@ -20,7 +20,7 @@ from accel.kernels.block_statistics import BlockStatistics
 from accel.kernels.selection import threshold_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
 from accel.methods.block_search import BlockSearch
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention, Tiling
 from accel.methods.sparse_call import Blocks, SparseCall, Tail, block_scores, highest_blocks
 from accel.pipelines.facts import Family
 from accel.runtime.clock import Moment
@@ -44,10 +44,12 @@ class PISAConfig(MethodConfig):
         dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.25 for videos and 0 for
             images. Published are 0.3 for Wan 1.3B and 0.2 for Wan 14B and HunyuanVideo, and none for images.
         dense_layers: Blocks of the transformer, from the first, that stay dense; None is the published 1 for videos and
-            4 for images.
+            4 for images. The blocks of VACE that make hints count as the block that their hint is added to.
         search_steps: Where in the run the router "search" looks, as fractions of its steps; steps before the first are
             dense. None is 0.25 and 0.6. With another router they are refused.
-        tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film.
+        tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call", for
+            every attention call; "forward", once per call of the transformer, before its first block, so that hooks on
+            blocks see that order too; "none", not at all.
     """
 
     method: ClassVar[str] = "pisa"
@@ -60,7 +62,7 @@ class PISAConfig(MethodConfig):
     dense_steps: Fraction | None = None
     dense_layers: Annotated[int, Field(ge=0)] | None = None
     search_steps: Places | None = None
-    tiling: bool = True
+    tiling: Tiling = "call"
 
     def resolved(self, family: Family) -> PISAConfig:
         """The same with the published values where nothing is said; refuses search_steps where no search would look."""
@@ -104,11 +106,11 @@ class PISA(SparseAttention):
         super().end_run()
         self._search.clear()
 
-    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+    def scheduled_dense(self, moment: Moment, depth: int) -> bool:
         config = self.config
         # Without the router "search" nothing is searched, and the first search is at step 0.
         early = max(steps_in(config.dense_steps, moment.num_steps), self._search.first)
-        return moment.step < early or layer < config.dense_layers or config.density == 1.0
+        return moment.step < early or depth < config.dense_layers or config.density == 1.0
 
     def why_all_dense(self, num_steps: int) -> str:
         config = self.config

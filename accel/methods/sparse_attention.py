@@ -27,6 +27,7 @@ from accel.methods.sparse_call import (
     require_all_tokens,
     text_lengths,
 )
+from accel.methods.token_order import ForwardOrder, dense_in_the_models_order
 from accel.pipelines.attention import (
     AttentionCall,
     AttentionModuleSite,
@@ -43,6 +44,8 @@ from accel.runtime.recorder import RunRecord
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
 BlockSize = Literal[32, 64, 128]
+# Whether blocks are made of neighbouring tokens, and when the tokens are ordered for it.
+Tiling = Literal["call", "forward", "none"]
 # Fractions of a run at which something begins; a file has a list for them.
 Places = Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1, strict=False)]
 
@@ -58,8 +61,8 @@ class SparseAttention(Method):
         self._installed: list[tuple[AttentionModuleSite, StandIn]] = []
 
     @abstractmethod
-    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
-        """Whether the configuration leaves this call to diffusers."""
+    def scheduled_dense(self, moment: Moment, depth: int) -> bool:
+        """Whether the configuration leaves a block at this depth to diffusers."""
 
     @abstractmethod
     def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
@@ -80,12 +83,16 @@ class SparseAttention(Method):
         sites = [site for denoiser in denoisers for site in find_attention(denoiser)]
         for site in sites:
             _check_head_size(self.config.method, site)
+        ordering = []
+        if self.config.tiling == "forward":
+            name, size = self.config.method, self.config.block_size
+            ordering = ForwardOrder(name, self.context, size, self._wanted).install()
         self._installed = [(site, processor_for(site)) for site in sites]
-        undo = [site.replace(processor) for site, processor in self._installed]
+        undo = ordering + [site.replace(processor) for site, processor in self._installed]
         undo += [
             self.context.hooks.add(site.module, partial(self._in_block, site))
             for denoiser in denoisers
-            for site in denoiser.blocks
+            for site in (*denoiser.blocks, *denoiser.beside)
         ]
         return [*undo, let_go_of_arrangements]
 
@@ -102,23 +109,27 @@ class SparseAttention(Method):
     def end_run(self) -> None:
         self._padded = None
 
+    def _wanted(self, moment: Moment, depth: int) -> bool:
+        """Whether a block at this depth is to be sparse."""
+        return not (self.scheduled_dense(moment, depth) or self.context.board.dense_demanded(depth))
+
     def _in_block(
         self, site: BlockSite, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         moment = self.context.clock.now
         if moment is None:
             return proceed(*args, **kwargs)
-        with serve(partial(self._attend, moment, site.index), text_length(site, args, kwargs)):
+        with serve(partial(self._attend, moment, site), text_length(site, args, kwargs)):
             return proceed(*args, **kwargs)
 
     def _attend(
-        self, moment: Moment, layer: int, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
+        self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
     ) -> Tensor:
-        record, name = self.context.recorder, self.config.method
-        if self.scheduled_dense(moment, layer) or self.context.board.dense_demanded(layer):
+        record, name, layer = self.context.recorder, self.config.method, site.index
+        if not self._wanted(moment, site.depth):
             record.event(name, "dense", moment, layer)
-            return call.dense(query, key, value)
-        config = self.config
+            return self._dense(query, key, value, call)
+        config, order = self.config, self.context.board.order
         try:
             require_all_tokens(call)
             arrangement, sparse_call = put_into_blocks(
@@ -128,17 +139,23 @@ class SparseAttention(Method):
                 call,
                 self._text_lengths(call, query),
                 config.block_size,
-                config.tiling,
+                config.tiling != "none" and order is None,
             )
         except NotInBlocks as reason:
             record.event(name, "dense", moment, layer)
             record.fallback(name, str(reason))
-            return call.dense(query, key, value)
+            return self._dense(query, key, value, call)
         out, counts = self.sparse(sparse_call)
         record.event(name, "searched" if counts is None else "sparse", moment, layer)
         if counts is not None:
             record.figure(name, "density", exact_share(sparse_call, counts))
         return arrangement.restore(out)
+
+    def _dense(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+        order = self.context.board.order
+        if order is None:
+            return call.dense(query, key, value)
+        return dense_in_the_models_order(order, query, key, value, call)
 
     def _text_lengths(self, call: AttentionCall, query: Tensor) -> Tensor | None:
         """What the mask leaves of the texts; asked once for all blocks, because it waits for the device."""
@@ -152,7 +169,7 @@ class SparseAttention(Method):
         name = self.config.method
         density = record.figures(name, "density")
         sparse, searched, total = (record.count(name, what) for what in ("sparse", "searched", None))
-        searches = record.figures(name, "search")
+        searches, tiled = (record.figures(name, figure) for figure in ("search", "tiled_forward"))
         mean = None if density is None else density.mean().item()
         return {
             "attention_calls": total,
@@ -163,6 +180,8 @@ class SparseAttention(Method):
             "density": mean,
             # Dense calls count as 1, also those that searched; what a search costs beside is not in it.
             "overall_density": None if not total else (sparse * (mean or 0.0) + total - sparse) / total,
+            # Calls of the denoiser whose tokens were tiled once for all blocks.
+            "tiled_forwards": 0 if tiled is None else len(tiled),
             "sparse_by_step": record.count_by_step(name, "sparse"),
             "held_bytes": record.held_bytes[name],
         }
@@ -172,10 +191,12 @@ class SparseAttention(Method):
         if not report["sparse"]:
             return f"all {report['attention_calls']} attention calls were dense"
         searched = f"; {report['searches']} searches, {report['searched']} of them dense" if report["searches"] else ""
+        tiled = f"; tokens tiled once in {report['tiled_forwards']} forwards" if report["tiled_forwards"] else ""
         held = f", holding {report['held_bytes'] / 1e6:.1f} MB at most" if report["held_bytes"] else ""
         return (
             f"{report['sparse']} of {report['attention_calls']} attention calls sparse at density "
-            f"{report['density']:.3f} of all key blocks, {report['overall_density']:.3f} over all calls{searched}{held}"
+            f"{report['density']:.3f} of all key blocks, {report['overall_density']:.3f} over all calls"
+            f"{searched}{tiled}{held}"
         )
 
     def idle_reason(self, record: RunRecord) -> str | None:

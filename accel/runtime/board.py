@@ -6,8 +6,24 @@ also counted by the recorder.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import Recorder
+
+
+class TokenOrder(Protocol):
+    """An order of the image tokens, a stream (batch, `length`, ...)."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens it orders."""
+
+    def apply(self, x: Any) -> Any:
+        """From the model's order into this one."""
+
+    def restore(self, x: Any) -> Any:
+        """From this order into the model's."""
 
 
 class Board:
@@ -18,12 +34,15 @@ class Board:
         self._posts: dict[int, str] = {}
         self._demands: dict[str, str] = {}
         self._kept_dense: set[int] = set()
+        # In which order the blocks are given the image tokens in this call; None is the model's own.
+        self.order: TokenOrder | None = None
 
     def wipe(self) -> None:
         """Forgets what was said; the session does this before each call."""
         self._posts.clear()
         self._demands.clear()
         self._kept_dense.clear()
+        self.order = None
 
     def post(self, method: str, what: str, moment: Moment, block: int) -> None:
         """Says what happened to a block: "computed", "reused"."""

@@ -27,15 +27,18 @@ class CallHook:
     def __init__(self, module: nn.Module, owner: object) -> None:
         self.owner = owner
         self._module = module
-        self._interceptors: list[Interceptor] = []
+        # The outermost ones stand first.
+        self._interceptors: list[tuple[bool, Interceptor]] = []
         self._had_slot = _SLOT in vars(module)
         self._inner = vars(module).get(_SLOT)
         vars(module)[_SLOT] = self
 
-    def add(self, interceptor: Interceptor) -> Callable[[], None]:
-        """Puts an interceptor in front of the others; returns what takes it away again."""
-        self._interceptors.insert(0, interceptor)
-        return lambda: self._interceptors.remove(interceptor)
+    def add(self, interceptor: Interceptor, *, outermost: bool = False) -> Callable[[], None]:
+        """Puts an interceptor in front of the others, but behind those that are outermost if it is not; returns what
+        takes it away again."""
+        entry = outermost, interceptor
+        self._interceptors.insert(0 if outermost else sum(outer for outer, _ in self._interceptors), entry)
+        return lambda: self._interceptors.remove(entry)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(0, args, kwargs)
@@ -48,7 +51,7 @@ class CallHook:
         def proceed(*args: Any, **kwargs: Any) -> Any:
             return self._call(position + 1, args, kwargs)
 
-        return self._interceptors[position](proceed, args, kwargs)
+        return self._interceptors[position][1](proceed, args, kwargs)
 
     @property
     def in_place(self) -> bool:
@@ -84,12 +87,16 @@ class HookSet:
         self._owner = owner
         self._hooks: dict[int, CallHook] = {}
 
-    def add(self, module: nn.Module, interceptor: Interceptor) -> Callable[[], None]:
-        """Adds an interceptor to the module's hook, made when it is the first."""
+    def add(self, module: nn.Module, interceptor: Interceptor, *, outermost: bool = False) -> Callable[[], None]:
+        """Adds an interceptor to the module's hook, made when it is the first.
+
+        One that is `outermost` stays in front of those that others add, whoever comes first: it is called also where
+        one of them does not go on to the module, and they see the arguments and the output as it wants them.
+        """
         hook = self._hooks.get(id(module))
         if hook is None:
             hook = self._hooks[id(module)] = CallHook(module, self._owner)
-        return hook.add(interceptor)
+        return hook.add(interceptor, outermost=outermost)
 
     def lost(self) -> list[nn.Module]:
         """Modules that were compiled since, so that their calls no longer come here."""

@@ -61,7 +61,8 @@ class AttentionModuleSite:
 
 
 def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
-    """The self- and joint attentions of all blocks, in the order of the blocks; cross-attentions are left out.
+    """The self- and joint attentions of all blocks, the main path first, in the order of the blocks; cross-attentions
+    are left out.
 
     Raises `AccelError` where a module's processor is none that a form of this package computes as.
     """
@@ -69,7 +70,7 @@ def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
         AttentionModuleSite(
             denoiser.name, block, f"{block.path}.{fact.path}", block.module.get_submodule(fact.path), fact
         )
-        for block in denoiser.blocks
+        for block in (*denoiser.blocks, *denoiser.beside)
         for fact in block.stack.attention
         if fact.kind != "cross"
     ]

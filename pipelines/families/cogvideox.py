@@ -1,6 +1,6 @@
 """CogVideoX and 1.5, text to video."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
 FAMILY = Family(
     name="cogvideox",
@@ -17,5 +17,6 @@ FAMILY = Family(
     ),
     text="prefix",
     grid=TokenGrid("BTCHW", patch=("patch_size_t", "patch_size", "patch_size")),
+    free_order=FreeOrder(arguments=(TokenArgument("image_rotary_emb", axis=0),)),
     modules_to_not_convert=("patch_embed", "time_embedding", "ofs_embedding", "norm_out", "proj_out"),
 )

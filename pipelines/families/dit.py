@@ -1,6 +1,6 @@
 """DiT, class to image."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenGrid
 
 FAMILY = Family(
     name="dit",
@@ -17,6 +17,7 @@ FAMILY = Family(
     ),
     text="none",
     grid=TokenGrid("BCHW", patch=(None, "patch_size", "patch_size")),
+    free_order=FreeOrder(),
     modules_to_not_convert=("pos_embed", "proj_out_1", "proj_out_2"),
     notes=("the pipeline overwrites the second half of the latents with the first at each step",),
 )

@@ -1,9 +1,10 @@
 """FLUX.1, text to image, image to image and with a ControlNet."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
 _STREAMS = ("encoder_hidden_states", "hidden_states")
 _ATTENTION = AttentionSite("attn", "joint", "FluxAttnProcessor", dispatched=True)
+_RESIDUALS = "a ControlNet adds residuals between blocks"
 _UNNAMED = Guidance(form="distilled", order=("cond", "uncond"), named=False)
 
 FAMILY = Family(
@@ -22,5 +23,9 @@ FAMILY = Family(
     text="prefix",
     grid=TokenGrid("BNC", ids="img_ids"),
     between_blocks="a ControlNet adds its residuals after the blocks of both stacks",
+    free_order=FreeOrder(
+        arguments=(TokenArgument("image_rotary_emb", axis=0, with_text=True),),
+        unless_given={"controlnet_block_samples": _RESIDUALS, "controlnet_single_block_samples": _RESIDUALS},
+    ),
     modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
 )

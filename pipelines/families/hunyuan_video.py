@@ -1,7 +1,11 @@
 """HunyuanVideo, text to video."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
+_FIRST_FRAME_APART = (
+    "HunyuanVideoTokenReplaceTransformerBlock",
+    "HunyuanVideoTokenReplaceSingleTransformerBlock",
+)
 _ATTENTION = AttentionSite("attn", "joint", "HunyuanVideoAttnProcessor2_0", dispatched=True, mask="attention_mask")
 
 FAMILY = Family(
@@ -12,19 +16,23 @@ FAMILY = Family(
     stacks=(
         BlockStack(
             path="transformer_blocks",
-            blocks=("HunyuanVideoTransformerBlock", "HunyuanVideoTokenReplaceTransformerBlock"),
+            blocks=("HunyuanVideoTransformerBlock", _FIRST_FRAME_APART[0]),
             streams=("hidden_states", "encoder_hidden_states"),
             attention=(_ATTENTION,),
         ),
         BlockStack(
             path="single_transformer_blocks",
-            blocks=("HunyuanVideoSingleTransformerBlock", "HunyuanVideoTokenReplaceSingleTransformerBlock"),
+            blocks=("HunyuanVideoSingleTransformerBlock", _FIRST_FRAME_APART[1]),
             streams=("hidden_states", "encoder_hidden_states"),
             attention=(_ATTENTION,),
         ),
     ),
     text="suffix",
     grid=TokenGrid("BCTHW", patch=("patch_size_t", "patch_size", "patch_size")),
+    free_order=FreeOrder(
+        arguments=(TokenArgument("freqs_cis", axis=0), TokenArgument("image_rotary_emb", axis=0)),
+        except_blocks=_FIRST_FRAME_APART,
+    ),
     modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
     notes=("the text behind the video is padded; a key mask hides the padding",),
 )

@@ -1,29 +1,34 @@
 """Wan 2.1 and 2.2, text to video, and VACE."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
 _SEPARATE = Guidance(form="separate", order=("cond", "uncond"), named=True)
+_ATTENTION = (
+    AttentionSite("attn1", "self", "WanAttnProcessor", dispatched=True),
+    AttentionSite("attn2", "cross", "WanAttnProcessor", dispatched=True),
+)
 
 FAMILY = Family(
     name="wan",
     title="Wan 2.1 and 2.2",
     transformers=("WanTransformer3DModel", "WanVACETransformer3DModel"),
     pipelines={"WanPipeline": _SEPARATE, "WanVACEPipeline": _SEPARATE},
-    stacks=(
-        BlockStack(
-            path="blocks",
-            blocks=("WanTransformerBlock",),
-            streams=("hidden_states",),
-            attention=(
-                AttentionSite("attn1", "self", "WanAttnProcessor", dispatched=True),
-                AttentionSite("attn2", "cross", "WanAttnProcessor", dispatched=True),
+    stacks=(BlockStack("blocks", ("WanTransformerBlock",), ("hidden_states",), _ATTENTION),),
+    beside={
+        "WanVACETransformer3DModel": (
+            BlockStack(
+                "vace_blocks", ("WanVACETransformerBlock",), ("control_hidden_states",), _ATTENTION, "vace_layers"
             ),
-        ),
-    ),
+        )
+    },
     text="cross",
     grid=TokenGrid("BCTHW", patch=("patch_size.0", "patch_size.1", "patch_size.2")),
     denoisers=("transformer", "transformer_2"),
     between_blocks="VACE adds a hint after each block of `vace_layers`",
+    free_order=FreeOrder(
+        arguments=(TokenArgument("rotary_emb", axis=1),),
+        unless_given={"control_hidden_states": "VACE adds hints between blocks"},
+    ),
     modules_to_not_convert=(
         "patch_embedding",
         "vace_patch_embedding",
@@ -34,6 +39,6 @@ FAMILY = Family(
     per_token_timesteps=True,
     notes=(
         "2.2: `transformer` has the noisy steps, `transformer_2` those after `boundary_ratio`",
-        "VACE: `vace_blocks`, which make the hints, are always computed, with dense attention",
+        "VACE: `vace_blocks`, which make the hints, are always computed; their attention may be sparse",
     ),
 )

@@ -443,3 +443,29 @@ def test_threshold_in_deviations() -> None:
     assert deviations(0.159) == pytest.approx(1.0, abs=0.01)
     assert deviations(1.0) == -float("inf")
     assert 8 < deviations(1e-17) < 9
+
+
+def test_the_blocks_of_vace_that_make_hints_are_served_and_counted() -> None:
+    case = TINY["wan_vace"]
+    pipe: Any = case.build()
+    layers, hints = len(pipe.transformer.blocks), pipe.transformer.config.vace_layers
+    assert hints == [0, 2]
+    with accel.enable(pipe, attention="pisa", density=0.5, dense_steps=0.25, dense_layers=1) as session:
+        case.run(pipe)
+    report = last(session)["methods"]["pisa"]
+    assert report["attention_calls"] == 2 * 8 * (layers + len(hints))
+    # The hint of the first block, which is dense, is made by a block that is dense too.
+    assert report["sparse_by_step"] == [0, 0] + [2 * (layers - 1 + len(hints) - 1)] * 6
+    assert not last(session)["fallbacks"]
+
+
+def test_a_cache_never_touches_the_blocks_that_make_hints() -> None:
+    case = TINY["wan_vace"]
+    pipe: Any = case.build()
+    calls: list[int] = []
+    for block in pipe.transformer.vace_blocks:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    with accel.enable(pipe, attention="adaspa", density=0.5, cache="delta", dense_final_steps=0.1) as session:
+        case.run(pipe)
+    assert len(calls) == 2 * 8 * 2
+    assert last(session)["methods"]["delta"]["block_calls"] == 2 * 8 * len(pipe.transformer.blocks)

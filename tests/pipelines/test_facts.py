@@ -35,6 +35,13 @@ def test_blocks_and_attention_sites_are_where_the_facts_say(name: str) -> None:
                 assert attention.mask is None or attention.mask in site.parameters
 
 
+def test_blocks_beside_the_main_path_know_next_to_which_block_they_run() -> None:
+    (denoiser,) = inspect_pipeline(FAMILIES["wan_vace"].build()).denoisers
+    assert [(s.path, s.index, s.depth) for s in denoiser.beside] == [("vace_blocks.0", 4, 0), ("vace_blocks.1", 5, 2)]
+    assert [(s.index, s.depth) for s in denoiser.blocks] == [(n, n) for n in range(4)]
+    assert not inspect_pipeline(FAMILIES["wan"].build()).denoisers[0].beside
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_attention_sites_call_what_the_facts_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dispatched sites go through diffusers' dispatcher, the others straight to scaled_dot_product_attention."""
