@@ -1,14 +1,17 @@
 """Which form of an operation runs: Triton on a GPU, the fast form on a CPU, the reference anywhere else."""
 
+import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Form = Literal["triton", "cpu", "reference"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -69,6 +72,18 @@ def implementation(package: str, tensor: torch.Tensor) -> ModuleType:
         if error.name != "triton":
             raise
         raise ValueError("the triton form needs the triton package: install it or use('reference')") from error
+
+
+def without_autocast(body: Callable[P, R]) -> Callable[P, R]:
+    """The body of an operation, in which torch.autocast shortens no product; its first argument is a tensor."""
+
+    @functools.wraps(body)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensor: Any = args[0]
+        with torch.autocast(tensor.device.type, enabled=False):
+            return body(*args, **kwargs)
+
+    return plain
 
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:

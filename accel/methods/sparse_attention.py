@@ -24,7 +24,7 @@ from accel.methods.sparse_call import (
     SparseCall,
     exact_share,
     put_into_blocks,
-    require_all_tokens,
+    require_choice,
     text_lengths,
 )
 from accel.methods.token_order import ForwardOrder, dense_in_the_models_order
@@ -81,6 +81,11 @@ class SparseAttention(Method):
     def install(self) -> list[Callable[[], None]]:
         denoisers = self.context.facts.denoisers
         sites = [site for denoiser in denoisers for site in find_attention(denoiser)]
+        if not sites:
+            raise AccelError(
+                f"{self.config.method} needs softmax attention among image tokens, and the transformers of "
+                f"{self.context.facts.family.name} have none"
+            )
         for site in sites:
             _check_head_size(self.config.method, site)
         ordering = []
@@ -131,7 +136,7 @@ class SparseAttention(Method):
             return self._dense(query, key, value, call)
         config, order = self.config, self.context.board.order
         try:
-            require_all_tokens(call)
+            require_choice(moment, call, config.density, config.block_size)
             arrangement, sparse_call = put_into_blocks(
                 moment,
                 layer,
@@ -145,7 +150,9 @@ class SparseAttention(Method):
             record.event(name, "dense", moment, layer)
             record.fallback(name, str(reason))
             return self._dense(query, key, value, call)
-        out, counts = self.sparse(sparse_call)
+        # What autocast asks for is done by now: scores and sums are in float32 as without it.
+        with torch.autocast(query.device.type, enabled=False):
+            out, counts = self.sparse(sparse_call)
         record.event(name, "searched" if counts is None else "sparse", moment, layer)
         if counts is not None:
             record.figure(name, "density", exact_share(sparse_call, counts))

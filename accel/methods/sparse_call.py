@@ -16,6 +16,7 @@ from torch import Tensor
 from accel.kernels.arrangement import RASTER, Arrangement, arrange
 from accel.kernels.block_attention import block_attention, dense_attention
 from accel.kernels.block_statistics import BlockStatistics, block_means, block_statistics
+from accel.kernels.blocks import number_of_blocks
 from accel.kernels.selection import kept_number, top_blocks
 from accel.pipelines.attention import AttentionCall
 from accel.runtime.clock import Moment
@@ -145,17 +146,21 @@ def _of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tenso
     query, key, value = tensors
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
-        query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+        short = torch.get_autocast_dtype(kind)
+        query, key, value = (tensor if tensor.dtype == torch.float64 else tensor.to(short) for tensor in tensors)
     if not query.dtype == key.dtype == value.dtype or query.dtype not in _DTYPES:
         names = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
         raise NotInBlocks(f"there are no kernels for tensors in {names}")
     return query, key, value
 
 
-def require_all_tokens(call: AttentionCall) -> None:
-    """Raises NotInBlocks where the call has a part of the tokens alone."""
+def require_choice(moment: Moment, call: AttentionCall, density: float, block_size: int) -> None:
+    """Raises NotInBlocks where the call has a part of the tokens alone, or so few that all of their blocks are kept."""
     if call.spread:
         raise NotInBlocks("context parallelism spreads the tokens over devices, and blocks need all of them")
+    blocks = 0 if moment.grid is None else number_of_blocks(math.prod(moment.grid), block_size)
+    if blocks > 1 and kept_number(density, blocks) == blocks:
+        raise NotInBlocks(f"density={density} of {blocks} blocks of {block_size} image tokens is all of them")
 
 
 def text_lengths(call: AttentionCall, tokens: int) -> Tensor:

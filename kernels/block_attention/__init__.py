@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.kernels import blocks as cut
 from accel.kernels import checks
-from accel.kernels.forms import implementation
+from accel.kernels.forms import implementation, without_autocast
 
 __all__ = ["block_attention", "dense_attention"]
 
@@ -178,6 +178,7 @@ def _check_optional(
 
 
 @torch.library.custom_op("accel::block_attention", mutates_args=())
+@without_autocast
 def _block_attention(
     query: Tensor,
     key: Tensor,
@@ -216,6 +217,7 @@ def _(query: Tensor, *others: object) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("accel::dense_attention", mutates_args=())
+@without_autocast
 def _dense_attention(
     query: Tensor, key: Tensor, value: Tensor, sizes: Tensor | None, block_size: int, scale: float
 ) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ A row of work is one query block, so the height of a tile is the block size. The
 tokens and more; smaller blocks take the same warps with tiles as wide as their blocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from triton import knobs
@@ -39,10 +39,11 @@ TILES: dict[int, dict[int, Tile]] = {
     100: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=3, tokens=64)},
     120: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=2, tokens=64)},
 }
-# float32, whose products no tensor core makes: nothing in flight, on every architecture.
-FLOAT32: dict[int, Tile] = {
-    64: Tile(columns=32, warps=4, stages=1, tokens=32),
-    128: Tile(columns=64, warps=8, stages=1, tokens=32),
+# float32, whose products no tensor core makes: nothing in flight, on every architecture. By head and rows of a block,
+# since warps do not grow with the rows of the widest: sixteen would have 128 registers for each thread, and spill.
+FLOAT32: dict[int, dict[int, Tile]] = {
+    64: {64: Tile(columns=32, warps=4, stages=1, tokens=32), 128: Tile(columns=32, warps=8, stages=1, tokens=32)},
+    128: {64: Tile(columns=64, warps=8, stages=1, tokens=32), 128: Tile(columns=32, warps=8, stages=1, tokens=32)},
 }
 
 
@@ -50,10 +51,13 @@ def tile_for(dtype: torch.dtype, head_size: int, block_size: int) -> tuple[int, 
     """The head that a kernel computes with, and the tile for the current device."""
     head = next(head for head in HEADS if head >= head_size)
     nearest = max((known for known in TILES if known <= _capability()), default=min(TILES))
-    tile = FLOAT32[head] if dtype == torch.float32 else TILES[nearest][head]
-    # A block of 128 rows holds twice the accumulators.
-    warps = tile.warps * 2 if block_size > 64 else tile.warps
-    return head, Tile(min(tile.columns, block_size), warps, tile.stages, tile.tokens)
+    if dtype == torch.float32:
+        tile = FLOAT32[head][max(block_size, 64)]
+    else:
+        tile = TILES[nearest][head]
+        # A block of 128 rows holds twice the accumulators.
+        tile = replace(tile, warps=tile.warps * 2) if block_size > 64 else tile
+    return head, replace(tile, columns=min(tile.columns, block_size))
 
 
 def _capability() -> int:

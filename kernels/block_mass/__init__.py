@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels import blocks, checks
-from accel.kernels.forms import implementation
+from accel.kernels.forms import implementation, without_autocast
 
 __all__ = ["block_mass"]
 
@@ -74,6 +74,7 @@ def block_mass(
 
 
 @torch.library.custom_op("accel::block_mass", mutates_args=())
+@without_autocast
 def _block_mass(
     query: Tensor,
     key: Tensor,

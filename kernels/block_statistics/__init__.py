@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels import blocks, checks
-from accel.kernels.forms import implementation
+from accel.kernels.forms import implementation, without_autocast
 
 __all__ = ["BlockStatistics", "block_means", "block_statistics"]
 
@@ -99,6 +99,7 @@ def block_statistics(
 
 
 @torch.library.custom_op("accel::block_means", mutates_args=())
+@without_autocast
 def _block_means(x: Tensor, block_size: int, sizes: Tensor | None) -> Tensor:
     return implementation(__name__, x).block_means(x, block_size, sizes)
 
@@ -110,6 +111,7 @@ def _(x: Tensor, block_size: int, sizes: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("accel::block_statistics", mutates_args=())
+@without_autocast
 def _block_statistics(
     key: Tensor, value: Tensor, block_size: int, sizes: Tensor | None, first_order: bool, spread: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

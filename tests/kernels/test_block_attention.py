@@ -170,6 +170,14 @@ def test_arguments_are_left_alone(device):
     assert all(torch.equal(*pair) for pair in zip(arguments, before, strict=True))
 
 
+def test_autocast_shortens_nothing(device):
+    problem = Problem(variant="all", sizes=SIZES)
+    plain = problem.run(device)
+    with torch.autocast(device, torch.bfloat16):
+        found = problem.run(device)
+    assert [part.dtype for part in found] == [part.dtype for part in plain] and same_bits(found, plain)
+
+
 def test_one_graph_when_compiled(device):
     counter = CompileCounterWithBackend("aot_eager")
     problem = Problem(variant="all")

@@ -90,6 +90,16 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, bound: float) -> No
         assert error <= bound * expected.square().mean().sqrt(), (float(error), expected)
 
 
+def test_autocast_shortens_nothing(device, make):
+    *arguments, query_sizes = laid_out("sizes", make)
+    _, key, _, block_size, sizes = arguments
+    more = {"query_sizes": query_sizes, "mean_key": block_means(key, block_size, sizes)}
+    plain = block_mass(*arguments, **more)
+    with torch.autocast(device, torch.bfloat16):
+        found = block_mass(*arguments, **more)
+    assert all(torch.equal(*pair) for pair in zip(found, plain, strict=True))
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(
     ("layout", "dtype"),

@@ -67,6 +67,14 @@ def same_bits(left: BlockStatistics, right: BlockStatistics) -> bool:
     return all(torch.equal(*pair) for pair in zip(left, right, strict=True))
 
 
+def test_autocast_shortens_nothing(device, make):
+    arguments = laid_out("sizes", make)
+    plain = block_statistics(*arguments, spread=True)
+    with torch.autocast(device, torch.bfloat16):
+        found = block_statistics(*arguments, spread=True)
+    assert all(torch.equal(*pair) for pair in zip(found, plain, strict=True))
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(
     ("layout", "dtype"),

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import gc
-import json
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import ContextParallelConfig, ParallelConfig
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 import accel
 from accel.config import AccelConfig
 from accel.errors import AccelError, AccelWarning
-from accel.kernels import arrangement
-from accel.kernels.arrangement import Arrangement
 from accel.kernels.selection import kept_number
 from accel.methods.adaspa import AdaSpaConfig
-from accel.methods.block_search import BlockSearch, Found
+from accel.methods.block_search import BlockSearch
 from accel.methods.pisa import PISAConfig, deviations
-from accel.methods.sparse_call import NotInBlocks, SparseCall, text_lengths
+from accel.methods.sparse_call import NotInBlocks, text_lengths
 from accel.pipelines.attention import AttentionCall
 from accel.pipelines.families import families
-from accel.runtime.clock import Moment
 from tests.tiny_pipelines import TINY
 
 # Every block is exact, but the whole way through tiling, padding and our own attention is taken.
@@ -40,6 +32,13 @@ def last(session: Any) -> dict[str, Any]:
     return session.summary().to_dict()["runs"][-1]
 
 
+@pytest.fixture
+def kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls in which every block is kept go the whole way too, instead of being dense at once."""
+    monkeypatch.setattr("accel.methods.sparse_attention.require_choice", lambda *args: None)
+
+
+@pytest.mark.usefixtures("kept_whole")
 @pytest.mark.parametrize("block_size", [32, 64])
 @pytest.mark.parametrize(
     ("name", "setting"),
@@ -124,33 +123,6 @@ def test_later_searches_reuse_the_first_ones_sums(monkeypatch: pytest.MonkeyPatc
     assert report["searches"] == 3 * 2 * layers and report["held_bytes"] > 0
 
 
-def test_what_wan_14b_at_720p_holds() -> None:
-    """81 frames are 21 latent ones of 45 x 80 tokens; 40 heads of 128, 40 layers, two branches."""
-    tokens, heads = 21 * 45 * 80, 40
-    blocks = -(-tokens // 64)
-    nothing = torch.empty(1, tokens, heads, 128, device="meta")
-    sizes = torch.empty(1, blocks, dtype=torch.int32, device="meta")
-    call = SparseCall(
-        Moment(0, 0, 0, 50, "cond", "transformer", (21, 45, 80)),
-        0,
-        *[nothing] * 3,
-        sizes,
-        slice(0, blocks),
-        slice(0, 0),
-        None,
-        64,
-        None,
-    )
-    # Heads that got more have half as much again as the density says.
-    lists = torch.empty(1, heads, blocks, kept_number(0.2, blocks) * 3 // 2, dtype=torch.int32, device="meta")
-    found = Found.by(call, torch.empty(1, heads, tokens, device="meta"), (lists, lists[..., 0]), 0)
-    assert found.bits.nbytes == heads * blocks * -(-blocks // 8) < lists.nbytes / 9
-    # README says 1.5 GB, and 0.6 GB after the last search.
-    assert 40 * 2 * found.nbytes == pytest.approx(1.53e9, rel=0.005)
-    after = Found.by(call, None, (lists, lists[..., 0]), 30)
-    assert 40 * 2 * after.nbytes == pytest.approx(0.56e9, rel=0.005)
-
-
 @pytest.mark.parametrize("router", ["mean", "covariance", "threshold", "search"])
 @pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
 def test_routers_act_and_the_tail_counts(name: str, router: str) -> None:
@@ -198,6 +170,7 @@ def test_padding_of_the_text_buys_nothing(setting: dict[str, Any]) -> None:
         {"attention": "pisa", "router": "search", "search_steps": (0.0,), "dense_steps": 0.0, "dense_layers": 0},
     ],
 )
+@pytest.mark.usefixtures("kept_whole")
 @pytest.mark.parametrize("lengths", [(200, 24), (24, 200)])
 def test_another_text_within_a_run_is_searched_anew(setting: dict[str, Any], lengths: tuple[int, int]) -> None:
     case = TINY["cogvideox"]
@@ -275,56 +248,6 @@ def test_a_mask_that_is_no_padding_runs_dense_and_is_told() -> None:
     assert torch.equal(found, plain)
 
 
-def test_context_parallelism_that_is_switched_on_later_runs_dense_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = TINY["wan"]
-    pipe = case.build()
-    plain = case.run(pipe)
-    # What `enable_parallelism` leaves on the processors; the function itself asks for several GPUs.
-    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ring_degree=2))
-    dispatch, given = dispatch_attention_fn, []
-
-    def on_one_device(*args: Any, parallel_config: Any, **kwargs: Any) -> torch.Tensor:
-        given.append(parallel_config)
-        return dispatch(*args, **kwargs)
-
-    monkeypatch.setattr("accel.pipelines.attention.call.dispatch_attention_fn", on_one_device)
-    with accel.enable(pipe, attention="pisa", dense_layers=0) as session:
-        for block in pipe.transformer.blocks:
-            block.attn1.processor._parallel_config = config
-        with pytest.warns(AccelWarning, match="pisa was on and did nothing: context parallelism spreads the tokens"):
-            found = case.run(pipe)
-    assert torch.equal(found, plain)
-    calls = 2 * len(pipe.transformer.blocks)
-    assert len(given) == 8 * calls and all(each is config for each in given), "diffusers does its part"
-    run = last(session)
-    assert run["methods"]["pisa"]["sparse"] == 0
-    (fallback,) = run["fallbacks"]
-    # The first quarter of eight steps is dense anyway.
-    assert fallback["times"] == 6 * calls
-    with pytest.raises(AccelError, match="has its tokens spread over devices by context parallelism"):
-        accel.enable(pipe, attention="pisa")
-
-
-def test_nothing_of_the_order_of_tokens_stays_after_disable(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[weakref.ref[Arrangement]] = []
-    build = arrangement._build
-
-    def watched(*args: Any) -> Arrangement:
-        result = build(*args)
-        made.append(weakref.ref(result))
-        return result
-
-    monkeypatch.setattr(arrangement, "_build", watched)
-    arrangement.let_go_of_arrangements()
-    case = TINY["wan"]
-    pipe = case.build()
-    with accel.enable(pipe, attention="adaspa", search_steps=(0.0,)):
-        case.run(pipe)
-        assert len(made) == 1 and made[0]() is not None, "one for all layers, steps and branches"
-    gc.collect()
-    assert made[0]() is None
-
-
 def test_a_processor_that_was_replaced_since_is_told() -> None:
     case = TINY["wan"]
     pipe = case.build()
@@ -393,32 +316,6 @@ def test_refusals(setting: dict[str, Any], line: str) -> None:
         accel.enable(pipe, **setting)
     # Nothing is half done.
     accel.enable(pipe, attention="pisa").disable()
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"attention": "pisa"},
-        {"attention": "pisa", "search_steps": (0.5,), "router": "search"},
-        {"attention": "pisa", "router": "search"},
-        {"attention": "adaspa"},
-        {"attention": "adaspa", "recall": 0.5},
-        {"attention": "adaspa", "head_adaptive": False},
-    ],
-)
-def test_what_a_file_or_a_summary_says_can_be_asked_for_again(setting: dict[str, Any], tmp_path: Path) -> None:
-    pipe = TINY["wan"].build()
-    with accel.enable(pipe, **setting) as session:
-        (method,) = session._methods
-        told = session.config.to_dict()
-    AccelConfig.from_dict(told).save_pretrained(tmp_path)
-    again = [AccelConfig.from_dict(json.loads(json.dumps(told))), AccelConfig(attention=method.config), tmp_path]
-    for given in again:
-        with accel.enable(pipe, given) as session:
-            assert session._methods[0].config == method.config
-    # The order of flat keywords does not matter.
-    with accel.enable(pipe, **dict(reversed(setting.items()))) as session:
-        assert session._methods[0].config == method.config
 
 
 def test_published_values_fill_what_is_not_given() -> None:
