@@ -87,17 +87,15 @@ class HeldDelta:
         return delta, slope
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> HeldDelta:
-        """The same with every tensor, (batch, tokens, channels), changed in the order of its tokens."""
-        parts = [
-            _Codes(change(part.codes.view(torch.uint8)).view(FLOAT8), change(part.scale))
-            if isinstance(part, _Codes)
-            else None
-            if part is None
-            else change(part)
-            for part in (self.delta, self.slope)
-        ]
-        assert parts[0] is not None
-        return replace(self, delta=parts[0], slope=parts[1])
+        """The same with the tokens of every tensor, (batch, tokens, channels), in another order."""
+
+        def of(part: Tensor | _Codes) -> Tensor | _Codes:
+            if not isinstance(part, _Codes):
+                return change(part)
+            # Not every device moves float8.
+            return _Codes(change(part.codes.view(torch.uint8)).view(FLOAT8), change(part.scale))
+
+        return replace(self, delta=of(self.delta), slope=None if self.slope is None else of(self.slope))
 
     @property
     def nbytes(self) -> int:

@@ -88,12 +88,12 @@ class SparseAttention(Method):
             )
         for site in sites:
             _check_head_size(self.config.method, site)
-        ordering = []
+        self._installed = [(site, processor_for(site)) for site in sites]
+        undo = []
         if self.config.tiling == "forward":
             name, size = self.config.method, self.config.block_size
-            ordering = ForwardOrder(name, self.context, size, self._wanted).install()
-        self._installed = [(site, processor_for(site)) for site in sites]
-        undo = ordering + [site.replace(processor) for site, processor in self._installed]
+            undo += ForwardOrder(name, self.context, size, self._wanted).install()
+        undo += [site.replace(processor) for site, processor in self._installed]
         undo += [
             self.context.hooks.add(site.module, partial(self._in_block, site))
             for denoiser in denoisers

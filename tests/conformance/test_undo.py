@@ -40,6 +40,30 @@ def test_interceptors_of_one_module_come_off_in_any_order() -> None:
     assert sorted(vars(module)) == before
 
 
+def test_the_outermost_interceptor_stays_in_front_whoever_comes_first() -> None:
+    module = nn.Linear(2, 2)
+    seen: list[str] = []
+    hooks = HookSet("owner")
+
+    def noting(name: str) -> Callable[..., Any]:
+        def note(proceed: Any, args: Any, kwargs: Any) -> Any:
+            seen.append(name)
+            return proceed(*args, **kwargs)
+
+        return note
+
+    hooks.add(module, noting("first"))
+    undo = hooks.add(module, noting("outermost"), outermost=True)
+    hooks.add(module, noting("last"))
+    module(torch.ones(1, 2))
+    assert seen == ["outermost", "last", "first"]
+    undo()
+    seen.clear()
+    module(torch.ones(1, 2))
+    assert seen == ["last", "first"]
+    hooks.remove()
+
+
 def test_a_module_that_was_compiled_while_hooked_keeps_its_compiled_call() -> None:
     module = nn.Linear(2, 2)
     hooks = HookSet("owner")

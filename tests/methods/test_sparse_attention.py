@@ -297,6 +297,7 @@ def test_too_few_tokens_run_dense_and_are_told() -> None:
         ({"attention": "pisa", "density": 1.5}, r"density=1.5 is not possible: .* \(nearest: 1.0\)"),
         ({"attention": "pisa", "block_size": 48}, "block_size=48 is not possible"),
         ({"attention": "pisa", "router": "best"}, "router='best' is not possible"),
+        ({"attention": "pisa", "tiling": True}, "tiling=True is not possible: .* 'call', 'forward' or 'none'"),
         ({"attention": "adaspa", "tails": "none"}, "no active method has a setting 'tails'.*nearest: 'tail'"),
         ({"attention": "adaspa", "router": "mean"}, "'router' is a setting of pisa, which is not on"),
         (

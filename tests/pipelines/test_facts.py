@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 
 import diffusers
 import pytest
@@ -71,6 +72,28 @@ def test_names_exist_in_diffusers(family: Family) -> None:
         assert hasattr(diffusers, name)
     for guidance in family.pipelines.values():
         assert set(guidance.order) == {"cond", "uncond"}
+
+
+@pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
+def test_what_binds_the_order_of_tokens_exists_in_diffusers(family: Family) -> None:
+    free = family.free_order
+    assert free is not None
+    transformers = [getattr(diffusers, name) for name in family.transformers]
+    of_transformers = {name for model in transformers for name in inspect.signature(model.forward).parameters}
+    assert set(free.unless_given) <= of_transformers
+    of_stacks = {name for stack in family.stacks for name in stack.blocks}
+    assert set(free.except_blocks) <= of_stacks
+    modules = [importlib.import_module(model.__module__) for model in transformers]
+    for stack in family.stacks:
+        classes = [getattr(m, block) for m in modules for block in stack.blocks if hasattr(m, block)]
+        assert classes
+        for block in set(classes):
+            parameters = inspect.signature(block.forward).parameters
+            wanted = {argument.name for argument in free.arguments} & parameters.keys()
+            # All that the blocks get besides are the streams, what is per sample, and masks.
+            assert bool(wanted) == bool(free.arguments)
+            tables = {name for name in parameters if "rotary" in name or "freqs" in name}
+            assert tables == wanted
 
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
