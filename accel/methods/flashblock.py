@@ -1,0 +1,233 @@
+"""FlashBlock (arXiv 2602.05305): attention over distant tokens changes slowly and is kept between steps.
+
+This is its form for pipelines that denoise the whole sequence at once, residual reuse beside a sparse attention
+(section 2.4 of the paper): every few steps the part that is not exact is computed too, and on the steps between, the
+exact blocks go on from it. Without a sparse attention beside it, it chooses the exact blocks itself, by their share of
+the attention as measured on the steps that compute everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from accel.errors import AccelError
+from accel.kernels.block_mass import block_mass
+from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register, steps_in
+from accel.methods.residual import Residuals, needed
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, SparseAttention
+from accel.methods.sparse_call import Blocks, SparseCall, exact_share, highest_blocks
+from accel.runtime.clock import Moment
+from accel.runtime.memory import free_bytes
+from accel.runtime.recorder import RunRecord
+
+_FREE_SHARE = 0.5
+_ALONE = {"density": 0.25, "dense_steps": 0.2, "block_size": 64, "tiling": True}
+
+
+class FlashBlockConfig(MethodConfig):
+    """Settings of FlashBlock's residual reuse. Those that are None hold for FlashBlock alone; beside a sparse
+    attention that one's settings decide.
+
+    Attributes:
+        interval: Steps from one computation of the blocks that are not exact to the next; 1 keeps nothing and gives the
+            bits of the attention beside it, or the plain ones. The paper calibrates; 3 is chosen by us.
+        memory_limit: Gigabytes (1e9 bytes) that all guidance branches together may hold; a run that needs more is
+            refused. None is half of what the device has free when a run begins.
+        density: Fraction of the image's key blocks that are exact on the steps between; None is 0.25, chosen by us. 1
+            gives the plain bits.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.2, chosen by us.
+        block_size: Tokens of a block; None is 64.
+        tiling: Whether tokens are ordered so that a block is a compact patch of the picture or of the film; None is
+            true.
+    """
+
+    method: ClassVar[str] = "flashblock"
+    keyword: ClassVar[Keyword] = "cache"
+    alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
+
+    interval: Annotated[int, Field(ge=1)] = 3
+    memory_limit: Annotated[float, Field(gt=0.0)] | None = None
+    density: Density | None = None
+    dense_steps: Fraction | None = None
+    block_size: BlockSize | None = None
+    tiling: bool | None = None
+
+
+@register(FlashBlockConfig)
+class FlashBlock(Method):
+    """Residual reuse on one pipeline; it is the prior of the sparse attention beside it, or of its own."""
+
+    slot: ClassVar[Slot] = "prior"
+    config: FlashBlockConfig
+
+    def __init__(self, config: FlashBlockConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._own: _MassSelection | None = None
+        self._residuals = Residuals()
+        self._forget()
+        if config.interval > 1:
+            context.handover.prior = self
+
+    @property
+    def name(self) -> str:
+        return self.config.method
+
+    def install(self) -> list[Callable[[], None]]:
+        given = {name: value for name in sorted(_ALONE) if (value := getattr(self.config, name)) is not None}
+        if self.context.handover.attention:
+            if given:
+                name, value = next(iter(given.items()))
+                raise AccelError(
+                    f"{self.name}: {name}={value} is for {self.name} alone, and the attention beside it chooses the "
+                    f"exact blocks: set {name} there"
+                )
+            return [self._residuals.clear]
+        self.config = FlashBlockConfig(**{**self.config.model_dump(), **_ALONE, **given})
+        self._residuals = Residuals(totals=True)
+        self._own = _MassSelection(self.config, self.context, self._residuals)
+        return [*self._own.install(), self._residuals.clear]
+
+    def start_run(self, num_steps: int) -> None:
+        self._forget()
+        if self._own is not None:
+            self._own.start_run(num_steps)
+
+    def end_run(self) -> None:
+        self._forget()
+        if self._own is not None:
+            self._own.end_run()
+
+    def _forget(self) -> None:
+        self._residuals.clear()
+        self._limit: float | None = None
+        # (denoiser, branch) for which there is memory.
+        self._fitting: set[tuple[str, str]] = set()
+
+    def start_call(self, moment: Moment) -> None:
+        oldest = self._residuals.oldest(moment)
+        if oldest is not None and moment.step - oldest >= self.config.interval:
+            self.context.board.demand_compute(self.name, "a refresh is due")
+
+    def expect(self, moment: Moment, query: Tensor, density: float, block_size: int) -> None:
+        branch = (moment.denoiser, moment.branch)
+        if moment.grid is None or density == 1.0 or branch in self._fitting:
+            return
+        self._fitting.add(branch)
+        if self._limit is None:
+            free, given = free_bytes(query.device), self.config.memory_limit
+            self._limit = given * 1e9 if given is not None else math.inf if free is None else _FREE_SHARE * free
+        facts = self.context.facts
+        order = facts.guidance.order if facts.guidance.form == "separate" else ()
+        branches = max(len(order), sum(denoiser == moment.denoiser for denoiser, _ in self._fitting))
+        blocks = next(denoiser.blocks for denoiser in facts.denoisers if denoiser.name == moment.denoiser)
+        layers = sum(site.kind != "cross" for block in blocks for site in block.stack.attention)
+        image = math.prod(moment.grid)
+        need = needed(query, image, density, block_size, totals=self._residuals.totals)
+        total = branches * layers * (need.outputs + need.beside)
+        if total > self._limit:
+            limit = f"memory_limit={self.config.memory_limit} allows"
+            if self.config.memory_limit is None:
+                limit = f"half of the free memory, {self._limit / 1e9:.3g} GB, allows"
+            raise AccelError(
+                f"{self.name} would hold {total / 1e9:.3g} GB, more than {limit}: for {layers} attentions to "
+                f"{image:,} tokens it keeps {layers * need.outputs / 2**30:.3g} GiB of outputs and "
+                f"{layers * need.beside / 2**30:.3g} GiB beside them for each of {branches} guidance branches; make "
+                "the picture or film smaller, or use a sparse attention with a tail instead"
+            )
+
+    def reuse(self, call: SparseCall) -> tuple[Tensor, Tensor] | None:
+        if self.context.board.compute_demanded() is not None:
+            return None
+        kept = self._residuals.at(call)
+        if kept is None or call.moment.step - kept.step >= self.config.interval:
+            return None
+        self.context.recorder.event(self.name, "reused", call.moment, call.layer)
+        self.context.recorder.figure(self.name, "exact", exact_share(call, kept.chosen[1]))
+        return self._residuals.reuse(call, kept), kept.chosen[1]
+
+    def refresh(self, call: SparseCall, chosen: Blocks) -> Tensor:
+        out = self._residuals.refresh(call, chosen)
+        self.context.recorder.event(self.name, "refreshed", call.moment, call.layer)
+        self.context.recorder.held(self.name, self._residuals.nbytes)
+        return out
+
+    def report(self, record: RunRecord) -> dict[str, Any]:
+        dense, refreshed, reused = (record.count(self.name, what) for what in ("dense", "refreshed", "reused"))
+        exact = record.figures(self.name, "exact")
+        total = dense + refreshed + reused
+        mean = None if exact is None else exact.mean().item()
+        return {
+            # Of a sparse attention beside it, those that it did not leave dense.
+            "attention_calls": total,
+            "refreshed": refreshed,
+            "reused": reused,
+            "reused_fraction": reused / total if total else 0.0,
+            "refreshed_by_step": record.count_by_step(self.name, "refreshed"),
+            "reused_by_step": record.count_by_step(self.name, "reused"),
+            # Of all key blocks, those of the text included, in the calls that reused.
+            "density": mean,
+            # Calls that refreshed count as 1; what choosing the blocks costs beside is not in it.
+            "overall_density": None if not total else (reused * (mean or 0.0) + total - reused) / total,
+            "rule": f"interval {self.config.interval}, without calibration",
+            "held_bytes": record.held_bytes[self.name],
+        }
+
+    def describe(self, record: RunRecord) -> str:
+        report = self.report(record)
+        if not report["reused"]:
+            return f"reused nothing in {report['attention_calls']} attention calls, refreshed in {report['refreshed']}"
+        return (
+            f"reused in {report['reused']} of {report['attention_calls']} attention calls "
+            f"({report['reused_fraction']:.1%}) at density {report['density']:.3f}, {report['overall_density']:.3f} over "
+            f"all of them; refreshed in {report['refreshed']} by {report['rule']}, "
+            f"holding {report['held_bytes'] / 1e6:.1f} MB at most"
+        )
+
+    def idle_reason(self, record: RunRecord) -> str | None:
+        config = self.config
+        if record.count(self.name, "reused") or config.interval == 1 or config.density == 1.0:
+            return None
+        if record.count(self.name, "refreshed"):
+            return f"every call was due for a refresh at interval={config.interval}: use more steps, or raise it"
+        if self._own is None:
+            return "the attention beside it made no call sparse"
+        reasons = [reason for method, reason in record.fallbacks if method == self.name]
+        return "; ".join(reasons) or self._own.why_all_dense(record.num_steps)
+
+
+class _MassSelection(SparseAttention):
+    """Where no sparse attention stands beside it: blocks by their exact share of the attention, on refresh steps."""
+
+    def __init__(self, config: FlashBlockConfig, context: Context, residuals: Residuals) -> None:
+        super().__init__(config, context)
+        self._residuals = residuals
+
+    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
+        config = self.config
+        first = steps_in(config.dense_steps, moment.num_steps)
+        return config.interval == 1 or config.density == 1.0 or moment.step < first
+
+    def why_all_dense(self, num_steps: int) -> str:
+        return f"dense_steps={self.config.dense_steps} leaves it none of {num_steps} steps: lower it"
+
+    def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
+        kept = self._residuals.at(call)
+        lse = None if kept is None else kept.total
+        if lse is None:
+            _, lse = call.dense(call.rows(call.image))
+        mass, _ = block_mass(
+            call.image_query,
+            call.key,
+            lse,
+            call.block_size,
+            call.sizes,
+            query_sizes=call.image_sizes,
+            scale=call.scale,
+        )
+        chosen = highest_blocks(call, mass, self.config.density)
+        return call.attend(chosen, "none", None), chosen[1]
