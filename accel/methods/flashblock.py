@@ -183,8 +183,8 @@ class FlashBlock(Method):
             return f"reused nothing in {report['attention_calls']} attention calls, refreshed in {report['refreshed']}"
         return (
             f"reused in {report['reused']} of {report['attention_calls']} attention calls "
-            f"({report['reused_fraction']:.1%}) at density {report['density']:.3f}, {report['overall_density']:.3f} over "
-            f"all of them; refreshed in {report['refreshed']} by {report['rule']}, "
+            f"({report['reused_fraction']:.1%}) at density {report['density']:.3f}, {report['overall_density']:.3f} "
+            f"over all of them; refreshed in {report['refreshed']} by {report['rule']}, "
             f"holding {report['held_bytes'] / 1e6:.1f} MB at most"
         )
 

@@ -1,8 +1,8 @@
 """Attention over the blocks that are not exact, kept from step to step (FlashBlock, arXiv 2602.05305, section 2.4).
 
-A sparse attention drops what is not among its exact blocks. Here that part is computed once, with the log-sum-exp of its
-scores, and on the following steps the online softmax over the exact blocks starts from it. Both parts together are all
-blocks as long as the exact ones stay the same, so that a choice holds as long as what was computed beside it.
+A sparse attention drops what is not among its exact blocks. Here that part is computed once, with the log-sum-exp of
+its scores, and on the following steps the online softmax over the exact blocks starts from it. Both parts together are
+all blocks as long as the exact ones stay the same, so that a choice holds as long as what was computed beside it.
 """
 
 from __future__ import annotations
@@ -103,8 +103,10 @@ class Need:
 
 def needed(query: Tensor, image: int, density: float, block_size: int, *, totals: bool) -> Need:
     """What a call with so many image tokens will take, before anything is there; query is its (B, S, H, D)."""
-    batch, _, heads, size = query.shape
+    batch, tokens, heads, size = query.shape
     blocks = number_of_blocks(image, block_size)
-    lists = blocks * (kept_number(density, blocks) + 1)
+    # A head may have half as much again as heads have in the mean, and text is always exact.
+    width = min(blocks, kept_number(density, blocks) * 3 // 2) + number_of_blocks(tokens - image, block_size)
+    lists = blocks * (width + 1)
     sums = image * (2 if totals else 1)
     return Need(batch * heads * image * size * query.element_size(), batch * heads * 4 * (sums + lists))

@@ -93,7 +93,8 @@ class SparseCall:
 
     def over(self, chosen: Blocks, **given: Any) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of the image queries over the chosen blocks, and what else is given to the softmax."""
-        return block_attention(self.image_query, self.key, self.value, *chosen, **self._shared, **given)
+        blocks, counts = chosen
+        return block_attention(self.image_query, self.key, self.value, blocks, counts, **self._shared, **given)
 
     def dense(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of some queries over everything."""
