@@ -12,15 +12,17 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.kernels.block_mass import block_mass
-from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register, steps_in
-from accel.methods.residual import Residuals, needed
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, SparseAttention
-from accel.methods.sparse_call import Blocks, SparseCall, exact_share, highest_blocks
+from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register
+from accel.methods.flashblock_calibration import Calibration, Measurements, fingerprint
+from accel.methods.mass_selection import MassSelection
+from accel.methods.residual import Residual, Residuals, needed
+from accel.methods.sparse_attention import BlockSize, Density, Fraction
+from accel.methods.sparse_call import Blocks, SparseCall, exact_share
 from accel.runtime.clock import Moment
 from accel.runtime.memory import free_bytes
 from accel.runtime.recorder import RunRecord
@@ -34,8 +36,13 @@ class FlashBlockConfig(MethodConfig):
     attention that one's settings decide.
 
     Attributes:
+        calibration: A file of `accel.measure.calibration.calibrate_flashblock`, by which each head is computed anew at
+            the steps that need it; None for the rule of the interval.
+        similarity: Cosine between what is kept and what it would be under which a calibration has a head computed
+            anew. The paper uses 0.85.
+        lse_drift: Change of the log-sum-exp over which it does. The paper uses 0.05.
         interval: Steps from one computation of the blocks that are not exact to the next; 1 keeps nothing and gives the
-            bits of the attention beside it, or the plain ones. The paper calibrates; 3 is chosen by us.
+            bits of the attention beside it, or the plain ones. 3 is chosen by us for runs without calibration.
         memory_limit: Gigabytes (1e9 bytes) that all guidance branches together may hold; a run that needs more is
             refused. None is half of what the device has free when a run begins.
         density: Fraction of the image's key blocks that are exact on the steps between; None is 0.25, chosen by us. 1
@@ -51,6 +58,9 @@ class FlashBlockConfig(MethodConfig):
     alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
 
     interval: Annotated[int, Field(ge=1)] = 3
+    calibration: str | None = None
+    similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.85
+    lse_drift: Annotated[float, Field(ge=0.0)] = 0.05
     memory_limit: Annotated[float, Field(gt=0.0)] | None = None
     density: Density | None = None
     dense_steps: Fraction | None = None
@@ -67,8 +77,10 @@ class FlashBlock(Method):
 
     def __init__(self, config: FlashBlockConfig, context: Context) -> None:
         super().__init__(config, context)
-        self._own: _MassSelection | None = None
+        self._own: MassSelection | None = None
         self._residuals = Residuals()
+        self._calibration: Calibration | None = None
+        self._measuring: Measurements | None = None
         self._forget()
         if config.interval > 1:
             context.handover.prior = self
@@ -77,7 +89,23 @@ class FlashBlock(Method):
     def name(self) -> str:
         return self.config.method
 
+    @property
+    def fingerprint(self) -> str:
+        """That of the weights as they are now."""
+        return fingerprint(self.context.facts.denoisers)
+
+    def measure(self) -> Measurements:
+        """From now on computes everything, and collects what a calibration is made of."""
+        if self.config.interval == 1 or self.config.calibration is not None:
+            raise AccelError(f"{self.name}: a calibration is made without another, and at an interval above 1")
+        self._measuring = Measurements(self.config.similarity, self.config.lse_drift)
+        return self._measuring
+
     def install(self) -> list[Callable[[], None]]:
+        if self.config.calibration is not None:
+            self._calibration = Calibration.load(self.config.calibration)
+            bounds = {name: getattr(self.config, name) for name in ("similarity", "lse_drift")}
+            self._calibration.check(fingerprint=self.fingerprint, **bounds)
         given = {name: value for name in sorted(_ALONE) if (value := getattr(self.config, name)) is not None}
         if self.context.handover.attention:
             if given:
@@ -89,11 +117,12 @@ class FlashBlock(Method):
             return [self._residuals.clear]
         self.config = FlashBlockConfig(**{**self.config.model_dump(), **_ALONE, **given})
         self._residuals = Residuals(totals=True)
-        self._own = _MassSelection(self.config, self.context, self._residuals)
+        self._own = MassSelection(self.config, self.context, self._residuals)
         return [*self._own.install(), self._residuals.clear]
 
     def start_run(self, num_steps: int) -> None:
         self._forget()
+        self._hold_to(num_steps=num_steps)
         if self._own is not None:
             self._own.start_run(num_steps)
 
@@ -110,13 +139,17 @@ class FlashBlock(Method):
 
     def start_call(self, moment: Moment) -> None:
         oldest = self._residuals.oldest(moment)
-        if oldest is not None and moment.step - oldest >= self.config.interval:
+        if oldest is None:
+            return
+        by_interval = self._calibration is None and moment.step - oldest >= self.config.interval
+        if by_interval or (self._calibration is not None and self._calibration.due(moment)):
             self.context.board.demand_compute(self.name, "a refresh is due")
 
     def expect(self, moment: Moment, query: Tensor, density: float, block_size: int) -> None:
         branch = (moment.denoiser, moment.branch)
         if moment.grid is None or density == 1.0 or branch in self._fitting:
             return
+        self._hold_to(density=density, block_size=block_size)
         self._fitting.add(branch)
         if self._limit is None:
             free, given = free_bytes(query.device), self.config.memory_limit
@@ -141,14 +174,40 @@ class FlashBlock(Method):
             )
 
     def reuse(self, call: SparseCall) -> tuple[Tensor, Tensor] | None:
-        if self.context.board.compute_demanded() is not None:
-            return None
         kept = self._residuals.at(call)
-        if kept is None or call.moment.step - kept.step >= self.config.interval:
+        if kept is None or self.context.board.compute_demanded(besides=self.name) is not None:
+            return None
+        counts = kept.chosen[1]
+        if self._measuring is not None:
+            return self._measured(call, kept, self._measuring)
+        if self._calibration is not None:
+            flags = self._calibration.heads(call.moment, call.layer)
+            if flags is None or all(flags):
+                return None
+            if any(flags):
+                heads = torch.tensor(flags, device=call.query.device)
+                part, others = self._residuals.others(call, kept.chosen, heads)
+                kept.renew(part, heads)
+                counts = counts + others
+        elif call.moment.step - kept.step >= self.config.interval:
             return None
         self.context.recorder.event(self.name, "reused", call.moment, call.layer)
-        self.context.recorder.figure(self.name, "exact", exact_share(call, kept.chosen[1]))
-        return self._residuals.reuse(call, kept), kept.chosen[1]
+        self.context.recorder.figure(self.name, "exact", exact_share(call, counts))
+        return self._residuals.reuse(call, kept), counts
+
+    def _measured(self, call: SparseCall, kept: Residual, into: Measurements) -> tuple[Tensor, Tensor]:
+        part, others = self._residuals.others(call, kept.chosen)
+        heads = into.see(call.moment, call.layer, (kept.out, kept.lse), part)
+        kept.renew(part, heads)
+        self.context.recorder.event(self.name, "measured", call.moment, call.layer)
+        out, _ = call.over(kept.chosen, prior=part[0], prior_lse=part[1])
+        return out, kept.chosen[1] + others
+
+    def _hold_to(self, **conditions: Any) -> None:
+        if self._calibration is not None:
+            self._calibration.check(**conditions)
+        if self._measuring is not None:
+            self._measuring.under(**conditions)
 
     def refresh(self, call: SparseCall, chosen: Blocks) -> Tensor:
         out = self._residuals.refresh(call, chosen)
@@ -173,9 +232,15 @@ class FlashBlock(Method):
             "density": mean,
             # Calls that refreshed count as 1; what choosing the blocks costs beside is not in it.
             "overall_density": None if not total else (reused * (mean or 0.0) + total - reused) / total,
-            "rule": f"interval {self.config.interval}, without calibration",
+            "rule": self._rule,
             "held_bytes": record.held_bytes[self.name],
         }
+
+    @property
+    def _rule(self) -> str:
+        if self._calibration is not None:
+            return f"the calibration {self.config.calibration}"
+        return f"interval {self.config.interval}, without calibration"
 
     def describe(self, record: RunRecord) -> str:
         report = self.report(record)
@@ -190,44 +255,14 @@ class FlashBlock(Method):
 
     def idle_reason(self, record: RunRecord) -> str | None:
         config = self.config
-        if record.count(self.name, "reused") or config.interval == 1 or config.density == 1.0:
+        acted = record.count(self.name, "reused") or record.count(self.name, "measured")
+        if acted or config.interval == 1 or config.density == 1.0:
             return None
+        if record.count(self.name, "refreshed") and self._calibration is not None:
+            return f"every call was due for a refresh by {self._rule}"
         if record.count(self.name, "refreshed"):
             return f"every call was due for a refresh at interval={config.interval}: use more steps, or raise it"
         if self._own is None:
             return "the attention beside it made no call sparse"
         reasons = [reason for method, reason in record.fallbacks if method == self.name]
         return "; ".join(reasons) or self._own.why_all_dense(record.num_steps)
-
-
-class _MassSelection(SparseAttention):
-    """Where no sparse attention stands beside it: blocks by their exact share of the attention, on refresh steps."""
-
-    def __init__(self, config: FlashBlockConfig, context: Context, residuals: Residuals) -> None:
-        super().__init__(config, context)
-        self._residuals = residuals
-
-    def scheduled_dense(self, moment: Moment, layer: int) -> bool:
-        config = self.config
-        first = steps_in(config.dense_steps, moment.num_steps)
-        return config.interval == 1 or config.density == 1.0 or moment.step < first
-
-    def why_all_dense(self, num_steps: int) -> str:
-        return f"dense_steps={self.config.dense_steps} leaves it none of {num_steps} steps: lower it"
-
-    def sparse(self, call: SparseCall) -> tuple[Tensor, Tensor | None]:
-        kept = self._residuals.at(call)
-        lse = None if kept is None else kept.total
-        if lse is None:
-            _, lse = call.dense(call.rows(call.image))
-        mass, _ = block_mass(
-            call.image_query,
-            call.key,
-            lse,
-            call.block_size,
-            call.sizes,
-            query_sizes=call.image_sizes,
-            scale=call.scale,
-        )
-        chosen = highest_blocks(call, mass, self.config.density)
-        return call.attend(chosen, "none", None), chosen[1]

@@ -18,6 +18,9 @@ from accel.methods.sparse_call import Blocks, SparseCall
 from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
 
+# Output and log-sum-exp.
+Part = tuple[Tensor, Tensor]
+
 
 @dataclass
 class Residual:
@@ -46,6 +49,11 @@ class Residual:
         same = same and self.sizes.shape == call.sizes.shape and self.image == call.image
         # Without text the sizes follow from the shape, and asking the device can be spared.
         return same and (call.always is None or torch.equal(self.sizes, call.sizes))
+
+    def renew(self, part: Part, heads: Tensor) -> None:
+        """Takes over some heads, bool (H,), of a part that was computed afresh."""
+        self.out = torch.where(heads[:, None], part[0], self.out)
+        self.lse = torch.where(heads[:, None], part[1], self.lse)
 
     @property
     def nbytes(self) -> int:
@@ -77,11 +85,19 @@ class Residuals:
         """Attention of the image queries: the exact blocks afresh, the others as they were."""
         return call.over(kept.chosen, prior=kept.out, prior_lse=kept.lse)[0]
 
+    def others(self, call: SparseCall, chosen: Blocks, heads: Tensor | None = None) -> tuple[Part, Tensor]:
+        """Attention over all but the chosen blocks, and the counts (B, H, NQ) of these; nothing for heads that are not
+        among `heads`, bool (H,)."""
+        blocks, counts = other_blocks(*chosen, call.sizes.shape[1])
+        if heads is not None:
+            counts = torch.where(heads[:, None], counts, 0)
+        return call.over((blocks, counts)), counts
+
     def refresh(self, call: SparseCall, chosen: Blocks) -> Tensor:
         """Attention of the image queries, all of it afresh; what the chosen blocks leave out is kept."""
         layers = self._state.at(call.moment)
         layers.pop(call.layer, None)  # Two of them at once would be more than was checked for.
-        out, lse = call.over(other_blocks(*chosen, call.sizes.shape[1]))
+        (out, lse), _ = self.others(call, chosen)
         result, total = call.over(chosen, prior=out, prior_lse=lse)
         kept_total = total if self.totals else None
         layers[call.layer] = Residual(chosen, out, lse, kept_total, call.moment.step, call.sizes, call.image)

@@ -38,7 +38,9 @@ class Doubling(ModelHook):
         return output * 1.01
 
 
-@pytest.mark.parametrize("name", ["wan-tdc", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-flashblock", "flux-delta", "flux-pisa"])
+@pytest.mark.parametrize(
+    "name", ["wan-tdc", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-flashblock", "flux-delta", "flux-pisa"]
+)
 @pytest.mark.parametrize("when", ["before", "while enabled"])
 def test_lora(name: str, when: str) -> None:
     case, method = _pair(name)
@@ -149,7 +151,9 @@ def test_group_offload(name: str, when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan-delta", "wan-adaspa", "flux-tdc", "hunyuan_video-pisa", "hunyuan_video-flashblock"])
+@pytest.mark.parametrize(
+    "name", ["wan-delta", "wan-adaspa", "flux-tdc", "hunyuan_video-pisa", "hunyuan_video-flashblock"]
+)
 def test_compiled_repeated_blocks_stay_one_graph(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -295,7 +299,7 @@ def test_a_cache_and_a_sparse_attention_together(name: str) -> None:
     pipe = case.build()
     plain = case.run(pipe)
     before = snapshot(pipe)
-    with accel.enable(pipe, **sparse.active, **cache.active) as session:
+    with accel.enable(pipe, **{**cache.active, **sparse.active}) as session:
         first, second = case.run(pipe), case.run(pipe)
     assert acted(session, sparse) and acted(session, cache)
     assert torch.equal(first, second)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -18,46 +17,12 @@ from accel.kernels.forms import use
 from accel.methods import flashblock
 from accel.methods.flashblock import FlashBlock, FlashBlockConfig
 from accel.methods.residual import Residuals, needed
-from accel.methods.sparse_call import Blocks, SparseCall, highest_blocks, put_into_blocks
-from accel.pipelines.attention import AttentionCall
 from accel.pipelines.families import families
 from accel.runtime.clock import Moment
+from tests.sparse_calls import in_blocks, last, moment, some_blocks, tensors
 from tests.tiny_pipelines import TINY
 
-BLOCK = 32
-GRID = (1, 11, 12)  # 132 tokens: four blocks and a short one
 ADASPA = {"attention": "adaspa", "density": 0.5, "search_steps": (0.0, 0.5)}
-
-
-def last(session: Any) -> dict[str, Any]:
-    return session.summary().to_dict()["runs"][-1]
-
-
-def moment(step: int = 0, branch: str = "cond", **changes: Any) -> Moment:
-    return Moment(
-        **{"run": 0, "chunk": 0, "step": step, "num_steps": 8, "denoiser": "transformer", **changes},
-        branch=branch,
-        grid=GRID,
-    )
-
-
-def tensors(seed: int, *, words: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    query, key, value = torch.randn(3, 1, math.prod(GRID) + words, 2, 16, generator=generator).to(dtype)
-    return query, key, value
-
-
-def in_blocks(now: Moment, parts: tuple[Tensor, Tensor, Tensor], words: int = 0) -> SparseCall:
-    call = AttentionCall("suffix" if words else "none", words, None, dispatched=True)
-    return put_into_blocks(now, 0, parts, call, None, BLOCK, True)[1]
-
-
-def some_blocks(call: SparseCall, density: float) -> Blocks:
-    rows, blocks = call.image.stop - call.image.start, call.sizes.shape[1]
-    scores = torch.randn(1, 2, rows, blocks, generator=torch.Generator().manual_seed(5))
-    return highest_blocks(call, scores, density)
-
-
 FORMS = ["reference", "cpu", pytest.param("triton", marks=pytest.mark.interpreter)]
 
 
