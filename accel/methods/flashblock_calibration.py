@@ -101,7 +101,7 @@ class Measurements:
         """Compares outputs (B, S, H, D) and their log-sum-exps (B, H, S); gives the heads that moved, bool (H,)."""
         (old, old_lse), (new, new_lse) = kept, fresh
         # No block at all is left out where both sums are minus infinity: nothing can have moved there.
-        nothing = old_lse == new_lse
+        nothing = old_lse.isneginf() & new_lse.isneginf()
         cosine = F.cosine_similarity(old.float(), new.float(), dim=-1).transpose(1, 2)
         cosine = torch.where(nothing, 1.0, cosine).mean((0, 2))
         drift = torch.where(nothing, 0.0, (new_lse - old_lse).abs()).mean((0, 2))
