@@ -17,6 +17,7 @@ _HOMES = {
     "AccelWarning": "accel.errors",
     "AdaSpaConfig": "accel.methods.adaspa",
     "DeltaCacheConfig": "accel.methods.delta",
+    "FlashBlockConfig": "accel.methods.flashblock",
     "PISAConfig": "accel.methods.pisa",
     "TemporalDeltaCacheConfig": "accel.methods.tdc",
     "disable": "accel.session",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from accel.errors import AccelWarning as AccelWarning
     from accel.methods.adaspa import AdaSpaConfig as AdaSpaConfig
     from accel.methods.delta import DeltaCacheConfig as DeltaCacheConfig
+    from accel.methods.flashblock import FlashBlockConfig as FlashBlockConfig
     from accel.methods.pisa import PISAConfig as PISAConfig
     from accel.methods.tdc import TemporalDeltaCacheConfig as TemporalDeltaCacheConfig
     from accel.pipelines.loading import load_pipeline as load_pipeline

@@ -61,7 +61,7 @@ class AccelConfig(BaseModel):
         """A copy in which each flat keyword went to the one active method that has a field of that name."""
         config = self
         for name, value in overrides.items():
-            owners = [c.method for c in config.methods if name in type(c).model_fields]
+            owners = [c.method for c in config.methods if name in config._settings(c)]
             if not owners:
                 raise AccelError(_no_owner(name, config))
             if len(owners) > 1:
@@ -130,6 +130,11 @@ class AccelConfig(BaseModel):
             return cls.from_dict(data)
         except AccelError as error:
             raise AccelError(f"{file}: {error}") from error
+
+    def _settings(self, config: MethodConfig) -> set[str]:
+        """The settings of one of the methods that mean something beside the others."""
+        beside = self.attention is not None and config is not self.attention
+        return set(type(config).model_fields) - (config.alone if beside else frozenset())
 
     def _replaced(self, method: str, fields: dict[str, Any]) -> AccelConfig:
         def change(config: MethodConfig) -> MethodConfig:

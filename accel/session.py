@@ -59,6 +59,11 @@ class Session:
         """Whether the pipeline is accelerated now."""
         return bool(self._undo)
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that are installed; none after `disable`."""
+        return tuple(self._methods)
+
     def install(self) -> None:
         """Puts everything in place, or nothing when something fails on the way."""
         if self.enabled or self._final is not None:

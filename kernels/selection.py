@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["head_budgets", "kept_number", "threshold_blocks", "top_blocks"]
+__all__ = ["head_budgets", "kept_number", "other_blocks", "threshold_blocks", "top_blocks"]
 
 _FIRST, _LAST = 2**31 - 1, -(2**31)
 
@@ -95,6 +95,38 @@ def threshold_blocks(
     else:
         wanted = kept.sum(-1).clamp(min=1)
     return _choose("threshold_blocks", scores, wanted, always, sizes, width)
+
+
+def other_blocks(blocks: Tensor, counts: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The blocks that a choice leaves out.
+
+    Args:
+        blocks: int32 (B, H, NQ, K), the chosen blocks of each row, distinct, in any order.
+        counts: int32 (B, H, NQ), how many at the start of each row count.
+        number: N, blocks in all.
+
+    Returns:
+        blocks: int32 (B, H, NQ, N). The blocks that were not chosen ascend and stand first; behind them stand valid ids
+            without meaning.
+        counts: int32 (B, H, NQ), how many of them there are.
+
+    Raises:
+        ValueError: a shape does not fit, or a row is longer than there are blocks.
+    """
+    width = blocks.shape[-1] if blocks.ndim else 0
+    if blocks.ndim != 4 or blocks.shape[:-1] != counts.shape or width > number:
+        raise ValueError(
+            f"other_blocks takes blocks (B, H, NQ, K) with K up to {number} and counts (B, H, NQ): they have shapes "
+            f"{tuple(blocks.shape)} and {tuple(counts.shape)}"
+        )
+    counted = torch.arange(width, device=blocks.device) < counts[..., None]
+    # What does not count goes to a place of its own behind all blocks, so that it hides none.
+    places = torch.where(counted, blocks, number).to(torch.int64)
+    chosen = torch.zeros((*counts.shape, number + 1), dtype=torch.bool, device=blocks.device)
+    chosen = chosen.scatter_(-1, places, True)[..., :number]
+    ids = torch.arange(number, dtype=torch.int32, device=blocks.device)
+    others = torch.where(chosen, number, ids).sort(-1).values
+    return others.clamp(max=max(0, number - 1)), (number - counts).to(torch.int32)
 
 
 def kept_number(density: float, number_of_blocks: int) -> int:

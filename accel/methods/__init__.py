@@ -5,5 +5,6 @@ Importing this package registers all of them. A new method is a new module and a
 
 from accel.methods import adaspa as adaspa
 from accel.methods import delta as delta
+from accel.methods import flashblock as flashblock
 from accel.methods import pisa as pisa
 from accel.methods import tdc as tdc

@@ -6,12 +6,13 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accel.errors import AccelError
+from accel.methods.handover import Handover
 from accel.pipelines.sites import PipelineFacts
 from accel.runtime.board import Board
 from accel.runtime.clock import Clock, Moment
@@ -30,6 +31,8 @@ class MethodConfig(BaseModel):
     # The name under which the user asks for the method, and the keyword that takes it.
     method: ClassVar[str]
     keyword: ClassVar[Keyword]
+    # Settings that are its own only where no sparse attention stands beside it.
+    alone: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -72,6 +75,7 @@ class Context:
     board: Board
     recorder: Recorder
     hooks: HookSet
+    handover: Handover = field(default_factory=Handover)
 
 
 class Method(ABC):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -57,6 +58,7 @@ class SparseAttention(Method):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
+        context.handover.attention = True
         self._padded: tuple[Tensor, Tensor] | None = None
         self._installed: list[tuple[AttentionModuleSite, StandIn]] = []
 
@@ -79,6 +81,7 @@ class SparseAttention(Method):
         self.context.recorder.held(self.config.method, held_bytes)
 
     def install(self) -> list[Callable[[], None]]:
+        self._check_parts()
         denoisers = self.context.facts.denoisers
         sites = [site for denoiser in denoisers for site in find_attention(denoiser)]
         if not sites:
@@ -131,6 +134,9 @@ class SparseAttention(Method):
         self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
     ) -> Tensor:
         record, name, layer = self.context.recorder, self.config.method, site.index
+        prior = self.context.handover.prior
+        if prior is not None:
+            prior.expect(moment, query, self.config.density, self.config.block_size)
         if not self._wanted(moment, site.depth):
             record.event(name, "dense", moment, layer)
             return self._dense(query, key, value, call)
@@ -150,13 +156,28 @@ class SparseAttention(Method):
             record.event(name, "dense", moment, layer)
             record.fallback(name, str(reason))
             return self._dense(query, key, value, call)
+        sparse_call = replace(sparse_call, prior=prior)
         # What autocast asks for is done by now: scores and sums are in float32 as without it.
         with torch.autocast(query.device.type, enabled=False):
-            out, counts = self.sparse(sparse_call)
-        record.event(name, "searched" if counts is None else "sparse", moment, layer)
-        if counts is not None:
+            reused = None if prior is None else prior.reuse(sparse_call)
+            if reused is None:
+                out, counts = self.sparse(sparse_call)
+                # With a prior, blocks chosen just now mean that all the others were computed too.
+                what = "searched" if counts is None else "sparse" if prior is None else "refreshed"
+            else:
+                out, counts, what = sparse_call.beside_text(reused[0]), reused[1], "sparse"
+        record.event(name, what, moment, layer)
+        if counts is not None and what == "sparse":
             record.figure(name, "density", exact_share(sparse_call, counts))
         return arrangement.restore(out)
+
+    def _check_parts(self) -> None:
+        prior, tail = self.context.handover.prior, getattr(self.config, "tail", "none")
+        if prior is not None and tail != "none":
+            raise AccelError(
+                f"{self.config.method} with tail={tail!r} and {prior.name} would both stand for the blocks that are "
+                "not exact: set tail='none'"
+            )
 
     def _dense(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         order = self.context.board.order
@@ -175,13 +196,17 @@ class SparseAttention(Method):
     def report(self, record: RunRecord) -> dict[str, Any]:
         name = self.config.method
         density = record.figures(name, "density")
-        sparse, searched, total = (record.count(name, what) for what in ("sparse", "searched", None))
+        sparse, searched, refreshed, total = (
+            record.count(name, what) for what in ("sparse", "searched", "refreshed", None)
+        )
         searches, tiled = (record.figures(name, figure) for figure in ("search", "tiled_forward"))
         mean = None if density is None else density.mean().item()
         return {
             "attention_calls": total,
             "sparse": sparse,
             "searched": searched,
+            # Calls in which a prior took the other blocks up, so that they were dense in effect and in cost.
+            "refreshed": refreshed,
             "searches": 0 if searches is None else len(searches),
             # Of all key blocks, those of the text included, in the calls that were sparse.
             "density": mean,
@@ -199,6 +224,7 @@ class SparseAttention(Method):
             return f"all {report['attention_calls']} attention calls were dense"
         searched = f"; {report['searches']} searches, {report['searched']} of them dense" if report["searches"] else ""
         tiled = f"; tokens tiled once in {report['tiled_forwards']} forwards" if report["tiled_forwards"] else ""
+        searched += f"; {report['refreshed']} dense for a prior" if report["refreshed"] else ""
         held = f", holding {report['held_bytes'] / 1e6:.1f} MB at most" if report["held_bytes"] else ""
         return (
             f"{report['sparse']} of {report['attention_calls']} attention calls sparse at density "

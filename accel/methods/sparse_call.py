@@ -18,6 +18,7 @@ from accel.kernels.block_attention import block_attention, dense_attention
 from accel.kernels.block_statistics import BlockStatistics, block_means, block_statistics
 from accel.kernels.blocks import number_of_blocks
 from accel.kernels.selection import kept_number, top_blocks
+from accel.methods.handover import Prior
 from accel.pipelines.attention import AttentionCall
 from accel.runtime.clock import Moment
 
@@ -38,6 +39,7 @@ class SparseCall:
         query, key, value: (B, S, H, D) with text and image tokens in separate blocks.
         sizes: (1 or B, N) int32, the tokens that count in each block.
         image, text: which blocks are image and which are text, as slices of the blocks.
+        prior: who adds the blocks that are not exact, where it is not a tail.
     """
 
     moment: Moment
@@ -51,6 +53,7 @@ class SparseCall:
     always: Tensor | None
     block_size: int
     scale: float | None
+    prior: Prior | None = None
 
     def rows(self, blocks: slice) -> slice:
         """The tokens of some blocks."""
@@ -78,18 +81,36 @@ class SparseCall:
         )
 
     def attend(self, chosen: Blocks, tail: Tail, statistics: BlockStatistics | None) -> Tensor:
-        """Attention of the image queries over the chosen blocks and the tail, of the text queries over everything."""
+        """Attention of the image queries over the chosen blocks and the tail, or all blocks where a prior is to take
+        the others up; of the text queries over everything."""
+        if self.prior is not None:
+            return self.beside_text(self.prior.refresh(self, chosen))
         given: dict[str, Any] = {}
         if tail != "none" and statistics is not None:
             given = {"mean_key": statistics.mean_key, "mean_value": statistics.mean_value}
             if tail == "hybrid":
                 given["first_order"] = statistics.first_order
-        shared: dict[str, Any] = {"block_size": self.block_size, "sizes": self.sizes, "scale": self.scale}
-        out, _ = block_attention(self.image_query, self.key, self.value, chosen[0], chosen[1], **shared, **given)
+        return self.beside_text(self.over(chosen, **given)[0])
+
+    def over(self, chosen: Blocks, **given: Any) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp of the image queries over the chosen blocks, and what else is given to the softmax."""
+        blocks, counts = chosen
+        return block_attention(self.image_query, self.key, self.value, blocks, counts, **self._shared, **given)
+
+    def dense(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp of some queries over everything."""
+        return dense_attention(self.query[:, rows], self.key, self.value, **self._shared)
+
+    def beside_text(self, out: Tensor) -> Tensor:
+        """The result of the image queries joined by that of the text queries, which are dense."""
         if self.text.stop == self.text.start:
             return out
-        words, _ = dense_attention(self.query[:, self.rows(self.text)], self.key, self.value, **shared)
+        words, _ = self.dense(self.rows(self.text))
         return torch.cat([words, out] if self.text.start == 0 else [out, words], 1)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {"block_size": self.block_size, "sizes": self.sizes, "scale": self.scale}
 
 
 def put_into_blocks(

@@ -57,9 +57,10 @@ class Board:
         """Asks that every block of this call be computed, for example because a search or a refresh is due."""
         self._demands[method] = reason
 
-    def compute_demanded(self) -> str | None:
-        """Who demands that this call be computed and why, or None."""
-        return next((f"{method}: {reason}" for method, reason in self._demands.items()), None)
+    def compute_demanded(self, *, besides: str | None = None) -> str | None:
+        """Who, besides one method, demands that this call be computed and why, or None."""
+        others = (f"{method}: {reason}" for method, reason in self._demands.items() if method != besides)
+        return next(others, None)
 
     def demand_dense(self, block: int) -> None:
         """Asks that a block be computed without approximation, for example because a decision hangs on it."""

@@ -42,6 +42,13 @@ METHODS = {
             exact_on_equal_inputs=True,
         ),
         MethodCase(
+            "flashblock",
+            active={"cache": "flashblock", "density": 0.5},
+            identity={"cache": "flashblock", "interval": 1},
+            acted=lambda report: report["reused"] > 0 and report["density"] < 1,
+            exact_on_equal_inputs=True,
+        ),
+        MethodCase(
             "pisa",
             # The tiny models have two blocks of transformer and eight of tokens.
             active={"attention": "pisa", "density": 0.5, "dense_layers": 1},

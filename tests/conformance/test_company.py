@@ -38,7 +38,9 @@ class Doubling(ModelHook):
         return output * 1.01
 
 
-@pytest.mark.parametrize("name", ["wan-tdc", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-delta", "flux-pisa"])
+@pytest.mark.parametrize(
+    "name", ["wan-tdc", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-flashblock", "flux-delta", "flux-pisa"]
+)
 @pytest.mark.parametrize("when", ["before", "while enabled"])
 def test_lora(name: str, when: str) -> None:
     case, method = _pair(name)
@@ -103,7 +105,7 @@ def test_hooks_of_the_user_stay_in_any_order(when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan22-delta", "wan22-tdc", "cogvideox-tdc", "cogvideox-adaspa"])
+@pytest.mark.parametrize("name", ["wan22-delta", "wan22-tdc", "wan22-flashblock", "cogvideox-tdc", "cogvideox-adaspa"])
 def test_model_offload(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -149,7 +151,9 @@ def test_group_offload(name: str, when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan-delta", "wan-adaspa", "flux-tdc", "hunyuan_video-pisa"])
+@pytest.mark.parametrize(
+    "name", ["wan-delta", "wan-adaspa", "flux-tdc", "hunyuan_video-pisa", "hunyuan_video-flashblock"]
+)
 def test_compiled_repeated_blocks_stay_one_graph(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -280,7 +284,14 @@ def test_image_to_image_and_true_guidance_on_pipelines_that_do_not_name_their_br
 
 
 @pytest.mark.parametrize(
-    "name", ["wan22-pisa-tdc", "wan_vace-adaspa-delta", "flux_controlnet-pisa-delta", "cogvideox-adaspa-tdc"]
+    "name",
+    [
+        "wan22-pisa-tdc",
+        "wan_vace-adaspa-delta",
+        "flux_controlnet-pisa-delta",
+        "cogvideox-adaspa-tdc",
+        "wan22-adaspa-flashblock",
+    ],
 )
 def test_a_cache_and_a_sparse_attention_together(name: str) -> None:
     family, *methods = name.split("-")
@@ -288,7 +299,7 @@ def test_a_cache_and_a_sparse_attention_together(name: str) -> None:
     pipe = case.build()
     plain = case.run(pipe)
     before = snapshot(pipe)
-    with accel.enable(pipe, **sparse.active, **cache.active) as session:
+    with accel.enable(pipe, **{**cache.active, **sparse.active}) as session:
         first, second = case.run(pipe), case.run(pipe)
     assert acted(session, sparse) and acted(session, cache)
     assert torch.equal(first, second)

@@ -12,6 +12,7 @@ from torch import Tensor
 from accel.kernels.selection import (
     head_budgets,
     kept_number,
+    other_blocks,
     threshold_blocks,
     top_blocks,
 )
@@ -237,3 +238,28 @@ def test_refusals() -> None:
     for density in (0.0, 1.5):
         with pytest.raises(ValueError, match="density above 0"):
             head_budgets(scores.abs(), density)
+
+
+@pytest.mark.parametrize("number", [1, 7, 64])
+def test_other_blocks_are_what_is_left(number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+    order = torch.rand(2, 3, 5, number, generator=generator).argsort(-1).to(torch.int32)
+    counts = torch.randint(0, number + 1, (2, 3, 5), generator=generator).to(torch.int32)
+    others = rows(*other_blocks(order, counts, number))
+    for chosen, count, other in zip(order.flatten(0, 2).tolist(), counts.flatten().tolist(), others, strict=True):
+        assert other == sorted(set(range(number)) - set(chosen[:count]))
+
+
+def test_other_blocks_of_the_others_are_the_first() -> None:
+    blocks, counts = top_blocks(random_scores(1, 2, 4, 9), 4)
+    others = other_blocks(blocks, counts, 9)
+    again, number = other_blocks(*others, 9)
+    assert torch.equal(again[..., :4], blocks) and torch.equal(number, counts)
+    assert int(again.max()) < 9 and int(again.min()) >= 0, "also what does not count is a valid id"
+
+
+def test_other_blocks_refuses_what_does_not_fit() -> None:
+    blocks, counts = top_blocks(random_scores(1, 2, 4, 9), 4)
+    for wrong in ((blocks, counts[..., :1], 9), (blocks[0], counts, 9), (blocks, counts, 3)):
+        with pytest.raises(ValueError, match="other_blocks takes"):
+            other_blocks(*wrong)

@@ -1,0 +1,43 @@
+"""Calibration of methods that take one, from runs of the pipeline itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accel.methods.base import MethodConfig
+from accel.methods.flashblock import FlashBlock, FlashBlockConfig
+from accel.methods.flashblock_calibration import Calibration
+from accel.session import enable
+
+
+def calibrate_flashblock(
+    pipe: Any,
+    runs: Sequence[Callable[[], Any]],
+    *,
+    config: FlashBlockConfig | None = None,
+    attention: str | MethodConfig | None = None,
+) -> Calibration:
+    """Measures for each layer, step and head when FlashBlock has to compute its part anew.
+
+    The runs compute everything and are slower than plain ones. All take the same number of steps; the more their
+    prompts differ, the better.
+
+    Args:
+        pipe: the pipeline; it is not enabled, and comes back as it was.
+        runs: each makes one run, as in `[lambda: pipe("a red fox")]`.
+        config: FlashBlock's settings: `similarity` and `lse_drift` are the bounds.
+        attention: the sparse attention that will stand beside it.
+
+    Returns:
+        The calibration; `save(path)` writes the file that `FlashBlockConfig.calibration` names.
+
+    Raises:
+        AccelError: the settings do not go together, or the runs differ in steps or reuse nothing.
+    """
+    with enable(pipe, attention=attention, cache=config or FlashBlockConfig()) as session:
+        (method,) = (method for method in session.methods if isinstance(method, FlashBlock))
+        measured = method.measure()
+        for run in runs:
+            run()
+    return measured.calibration(method.fingerprint)

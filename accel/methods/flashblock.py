@@ -1,0 +1,269 @@
+"""FlashBlock (arXiv 2602.05305): attention over distant tokens changes slowly and is kept between steps.
+
+This is its form for pipelines that denoise the whole sequence at once, residual reuse beside a sparse attention
+(section 2.4 of the paper): every few steps the part that is not exact is computed too, and on the steps between, the
+exact blocks go on from it. Without a sparse attention beside it, it chooses the exact blocks itself, by their share of
+the attention as measured on the steps that compute everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from accel.errors import AccelError
+from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register
+from accel.methods.flashblock_calibration import Calibration, Measurements, fingerprint
+from accel.methods.mass_selection import MassSelection
+from accel.methods.residual import Residual, Residuals, needed
+from accel.methods.sparse_attention import BlockSize, Density, Fraction, Tiling
+from accel.methods.sparse_call import Blocks, SparseCall, exact_share
+from accel.runtime.clock import Moment
+from accel.runtime.memory import free_bytes
+from accel.runtime.recorder import RunRecord
+
+_FREE_SHARE = 0.5
+_ALONE = {"density": 0.25, "dense_steps": 0.2, "block_size": 64, "tiling": "call"}
+
+
+class FlashBlockConfig(MethodConfig):
+    """Settings of FlashBlock's residual reuse. Those that are None hold for FlashBlock alone; beside a sparse
+    attention that one's settings decide.
+
+    Attributes:
+        calibration: A file of `accel.measure.calibration.calibrate_flashblock`, by which each head is computed anew at
+            the steps that need it; None for the rule of the interval.
+        similarity: Cosine between what is kept and what it would be under which a calibration has a head computed
+            anew. The paper uses 0.85.
+        lse_drift: Change of the log-sum-exp over which it does. The paper uses 0.05.
+        interval: Steps from one computation of the blocks that are not exact to the next; 1 keeps nothing and gives the
+            bits of the attention beside it, or the plain ones. 3 is chosen by us for runs without calibration.
+        memory_limit: Gigabytes (1e9 bytes) that all guidance branches together may hold; a run that needs more is
+            refused. None is half of what the device has free when a run begins.
+        density: Fraction of the image's key blocks that are exact on the steps between; None is 0.25, chosen by us. 1
+            gives the plain bits.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.2, chosen by us.
+        block_size: Tokens of a block; None is 64.
+        tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call",
+            "forward" or "none", as in PISA; None is "call".
+    """
+
+    method: ClassVar[str] = "flashblock"
+    keyword: ClassVar[Keyword] = "cache"
+    alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
+
+    interval: Annotated[int, Field(ge=1)] = 3
+    calibration: str | None = None
+    similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.85
+    lse_drift: Annotated[float, Field(ge=0.0)] = 0.05
+    memory_limit: Annotated[float, Field(gt=0.0)] | None = None
+    density: Density | None = None
+    dense_steps: Fraction | None = None
+    block_size: BlockSize | None = None
+    tiling: Tiling | None = None
+
+
+@register(FlashBlockConfig)
+class FlashBlock(Method):
+    """Residual reuse on one pipeline; it is the prior of the sparse attention beside it, or of its own."""
+
+    slot: ClassVar[Slot] = "prior"
+    config: FlashBlockConfig
+
+    def __init__(self, config: FlashBlockConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._own: MassSelection | None = None
+        self._residuals = Residuals()
+        self._calibration: Calibration | None = None
+        self._measuring: Measurements | None = None
+        self._forget()
+        if config.interval > 1:
+            context.handover.prior = self
+
+    @property
+    def name(self) -> str:
+        return self.config.method
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the weights as they are now."""
+        return fingerprint(self.context.facts.denoisers)
+
+    def measure(self) -> Measurements:
+        """From now on computes everything, and collects what a calibration is made of."""
+        if self.config.interval == 1 or self.config.calibration is not None:
+            raise AccelError(f"{self.name}: a calibration is made without another, and at an interval above 1")
+        self._measuring = Measurements(self.config.similarity, self.config.lse_drift)
+        return self._measuring
+
+    def install(self) -> list[Callable[[], None]]:
+        if self.config.calibration is not None:
+            self._calibration = Calibration.load(self.config.calibration)
+            bounds = {name: getattr(self.config, name) for name in ("similarity", "lse_drift")}
+            self._calibration.check(fingerprint=self.fingerprint, **bounds)
+        given = {name: value for name in sorted(_ALONE) if (value := getattr(self.config, name)) is not None}
+        if self.context.handover.attention:
+            if given:
+                name, value = next(iter(given.items()))
+                raise AccelError(
+                    f"{self.name}: {name}={value} is for {self.name} alone, and the attention beside it chooses the "
+                    f"exact blocks: set {name} there"
+                )
+            return [self._residuals.clear]
+        self.config = FlashBlockConfig(**{**self.config.model_dump(), **_ALONE, **given})
+        self._residuals = Residuals(totals=True)
+        self._own = MassSelection(self.config, self.context, self._residuals)
+        return [*self._own.install(), self._residuals.clear]
+
+    def start_run(self, num_steps: int) -> None:
+        self._forget()
+        self._hold_to(num_steps=num_steps)
+        if self._own is not None:
+            self._own.start_run(num_steps)
+
+    def end_run(self) -> None:
+        self._forget()
+        if self._own is not None:
+            self._own.end_run()
+
+    def _forget(self) -> None:
+        self._residuals.clear()
+        self._limit: float | None = None
+        # (denoiser, branch) for which there is memory.
+        self._fitting: set[tuple[str, str]] = set()
+
+    def start_call(self, moment: Moment) -> None:
+        oldest = self._residuals.oldest(moment)
+        if oldest is None:
+            return
+        by_interval = self._calibration is None and moment.step - oldest >= self.config.interval
+        if by_interval or (self._calibration is not None and self._calibration.due(moment)):
+            self.context.board.demand_compute(self.name, "a refresh is due")
+
+    def expect(self, moment: Moment, query: Tensor, density: float, block_size: int) -> None:
+        branch = (moment.denoiser, moment.branch)
+        if moment.grid is None or density == 1.0 or branch in self._fitting:
+            return
+        self._hold_to(density=density, block_size=block_size)
+        self._fitting.add(branch)
+        if self._limit is None:
+            free, given = free_bytes(query.device), self.config.memory_limit
+            self._limit = given * 1e9 if given is not None else math.inf if free is None else _FREE_SHARE * free
+        facts = self.context.facts
+        order = facts.guidance.order if facts.guidance.form == "separate" else ()
+        branches = max(len(order), sum(name == moment.denoiser for name, _ in self._fitting))
+        denoiser = next(found for found in facts.denoisers if found.name == moment.denoiser)
+        blocks = (*denoiser.blocks, *denoiser.beside)
+        layers = sum(site.kind != "cross" for block in blocks for site in block.stack.attention)
+        image = math.prod(moment.grid)
+        need = needed(query, image, density, block_size, totals=self._residuals.totals)
+        total = branches * layers * (need.outputs + need.beside)
+        if total > self._limit:
+            limit = f"memory_limit={self.config.memory_limit} allows"
+            if self.config.memory_limit is None:
+                limit = f"half of the free memory, {self._limit / 1e9:.3g} GB, allows"
+            raise AccelError(
+                f"{self.name} would hold {total / 1e9:.3g} GB, more than {limit}: for {layers} attentions to "
+                f"{image:,} tokens it keeps {layers * need.outputs / 2**30:.3g} GiB of outputs and "
+                f"{layers * need.beside / 2**30:.3g} GiB beside them for each of {branches} guidance branches; make "
+                "the picture or film smaller, or use a sparse attention with a tail instead"
+            )
+
+    def reuse(self, call: SparseCall) -> tuple[Tensor, Tensor] | None:
+        kept = self._residuals.at(call)
+        if kept is None or self.context.board.compute_demanded(besides=self.name) is not None:
+            return None
+        counts = kept.chosen[1]
+        if self._measuring is not None:
+            return self._measured(call, kept, self._measuring)
+        if self._calibration is not None:
+            flags = self._calibration.heads(call.moment, call.layer)
+            if flags is None or all(flags):
+                return None
+            if any(flags):
+                heads = torch.tensor(flags, device=call.query.device)
+                part, others = self._residuals.others(call, kept.chosen, heads)
+                kept.renew(part, heads)
+                counts = counts + others
+        elif call.moment.step - kept.step >= self.config.interval:
+            return None
+        self.context.recorder.event(self.name, "reused", call.moment, call.layer)
+        self.context.recorder.figure(self.name, "exact", exact_share(call, counts))
+        return self._residuals.reuse(call, kept), counts
+
+    def _measured(self, call: SparseCall, kept: Residual, into: Measurements) -> tuple[Tensor, Tensor]:
+        part, others = self._residuals.others(call, kept.chosen)
+        heads = into.see(call.moment, call.layer, (kept.out, kept.lse), part)
+        kept.renew(part, heads)
+        self.context.recorder.event(self.name, "measured", call.moment, call.layer)
+        out, _ = call.over(kept.chosen, prior=part[0], prior_lse=part[1])
+        return out, kept.chosen[1] + others
+
+    def _hold_to(self, **conditions: Any) -> None:
+        if self._calibration is not None:
+            self._calibration.check(**conditions)
+        if self._measuring is not None:
+            self._measuring.under(**conditions)
+
+    def refresh(self, call: SparseCall, chosen: Blocks) -> Tensor:
+        out = self._residuals.refresh(call, chosen)
+        self.context.recorder.event(self.name, "refreshed", call.moment, call.layer)
+        self.context.recorder.held(self.name, self._residuals.nbytes)
+        return out
+
+    def report(self, record: RunRecord) -> dict[str, Any]:
+        dense, refreshed, reused = (record.count(self.name, what) for what in ("dense", "refreshed", "reused"))
+        exact = record.figures(self.name, "exact")
+        total = dense + refreshed + reused
+        mean = None if exact is None else exact.mean().item()
+        return {
+            # Of a sparse attention beside it, those that it did not leave dense.
+            "attention_calls": total,
+            "refreshed": refreshed,
+            "reused": reused,
+            "reused_fraction": reused / total if total else 0.0,
+            "refreshed_by_step": record.count_by_step(self.name, "refreshed"),
+            "reused_by_step": record.count_by_step(self.name, "reused"),
+            # Of all key blocks, those of the text included, in the calls that reused.
+            "density": mean,
+            # Calls that refreshed count as 1; what choosing the blocks costs beside is not in it.
+            "overall_density": None if not total else (reused * (mean or 0.0) + total - reused) / total,
+            "rule": self._rule,
+            "held_bytes": record.held_bytes[self.name],
+        }
+
+    @property
+    def _rule(self) -> str:
+        if self._calibration is not None:
+            return f"the calibration {self.config.calibration}"
+        return f"interval {self.config.interval}, without calibration"
+
+    def describe(self, record: RunRecord) -> str:
+        report = self.report(record)
+        if not report["reused"]:
+            return f"reused nothing in {report['attention_calls']} attention calls, refreshed in {report['refreshed']}"
+        return (
+            f"reused in {report['reused']} of {report['attention_calls']} attention calls "
+            f"({report['reused_fraction']:.1%}) at density {report['density']:.3f}, {report['overall_density']:.3f} "
+            f"over all of them; refreshed in {report['refreshed']} by {report['rule']}, "
+            f"holding {report['held_bytes'] / 1e6:.1f} MB at most"
+        )
+
+    def idle_reason(self, record: RunRecord) -> str | None:
+        config = self.config
+        acted = record.count(self.name, "reused") or record.count(self.name, "measured")
+        if acted or config.interval == 1 or config.density == 1.0:
+            return None
+        if record.count(self.name, "refreshed") and self._calibration is not None:
+            return f"every call was due for a refresh by {self._rule}"
+        if record.count(self.name, "refreshed"):
+            return f"every call was due for a refresh at interval={config.interval}: use more steps, or raise it"
+        if self._own is None:
+            return "the attention beside it made no call sparse"
+        reasons = [reason for method, reason in record.fallbacks if method == self.name]
+        return "; ".join(reasons) or self._own.why_all_dense(record.num_steps)

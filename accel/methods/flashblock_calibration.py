@@ -1,0 +1,143 @@
+"""When FlashBlock has to compute its part anew: for each layer, step and head, as measured (arXiv 2602.05305).
+
+A calibration run computes everything and compares, for every head, the attention over the blocks that are not exact
+with what was kept of it: the cosine of the outputs and the change of the log-sum-exp, means over batch, tokens and
+visits. A head under the one bound or over the other is computed anew at that step of later runs; the others are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from accel.errors import AccelError
+from accel.pipelines.sites import Denoiser
+from accel.runtime.clock import Moment
+
+_VERSION = 1
+_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a calibration holds for; `fingerprint` is that of the weights."""
+
+    fingerprint: str
+    num_steps: int
+    density: float
+    block_size: int
+    similarity: float
+    lse_drift: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured: per "denoiser/step/layer" the cosine and the drift of every head."""
+
+    conditions: Conditions
+    cosine: dict[str, list[float]]
+    drift: dict[str, list[float]]
+
+    def heads(self, moment: Moment, layer: int) -> list[bool] | None:
+        """Which heads are to be computed anew, or None where nothing was measured."""
+        place = _place(moment, layer)
+        if place not in self.cosine:
+            return None
+        pairs = zip(self.cosine[place], self.drift[place], strict=True)
+        bounds = self.conditions
+        # Written so that a NaN means anew.
+        return [not (cosine >= bounds.similarity and drift <= bounds.lse_drift) for cosine, drift in pairs]
+
+    def due(self, moment: Moment) -> bool:
+        """Whether any head of any layer is to be computed anew at this step."""
+        start = _place(moment, 0).removesuffix("0")
+        layers = [int(place.removeprefix(start)) for place in self.cosine if place.startswith(start)]
+        return any(any(self.heads(moment, layer) or ()) for layer in layers)
+
+    def check(self, **conditions: Any) -> None:
+        """Raises `AccelError` where one of the conditions is another than at the calibration."""
+        for name, value in conditions.items():
+            measured = getattr(self.conditions, name)
+            if measured != value:
+                what = "other weights" if name == "fingerprint" else f"{name}={measured}, not {value}"
+                raise AccelError(f"flashblock: the calibration was made for {what}: calibrate again")
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a JSON file."""
+        path = Path(path)
+        path.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Reads what `save` wrote; raises `AccelError` where the file is none."""
+        try:
+            data = json.loads(Path(path).read_text())
+            if data.pop("version") != _VERSION:
+                raise ValueError("it has another version")
+            return cls(Conditions(**data.pop("conditions")), **data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AccelError(f"flashblock cannot read the calibration {path}: {error}") from error
+
+
+class Measurements:
+    """Collects, over one run or several, what a calibration is made of."""
+
+    def __init__(self, similarity: float, lse_drift: float) -> None:
+        self.similarity = similarity
+        self.lse_drift = lse_drift
+        self.conditions: dict[str, Any] = {}
+        self._seen: dict[str, list[Tensor]] = {}
+
+    def see(self, moment: Moment, layer: int, kept: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor]) -> Tensor:
+        """Compares outputs (B, S, H, D) and their log-sum-exps (B, H, S); gives the heads that moved, bool (H,)."""
+        (old, old_lse), (new, new_lse) = kept, fresh
+        # No block at all is left out where both sums are minus infinity: nothing can have moved there.
+        nothing = old_lse.isneginf() & new_lse.isneginf()
+        cosine = F.cosine_similarity(old.float(), new.float(), dim=-1).transpose(1, 2)
+        cosine = torch.where(nothing, 1.0, cosine).mean((0, 2))
+        drift = torch.where(nothing, 0.0, (new_lse - old_lse).abs()).mean((0, 2))
+        self._seen.setdefault(_place(moment, layer), []).append(torch.stack([cosine, drift]))
+        return ~((cosine >= self.similarity) & (drift <= self.lse_drift))
+
+    def calibration(self, fingerprint: str) -> Calibration:
+        """The means of all that was seen."""
+        if not self._seen:
+            raise AccelError("flashblock: the calibration runs reused nothing: use more steps")
+        means = {place: torch.stack(seen).mean(0).tolist() for place, seen in self._seen.items()}
+        conditions = Conditions(fingerprint, similarity=self.similarity, lse_drift=self.lse_drift, **self.conditions)
+        cosine, drift = ({place: mean[part] for place, mean in means.items()} for part in (0, 1))
+        return Calibration(conditions, cosine, drift)
+
+    def under(self, **conditions: Any) -> None:
+        """Notes what the runs have in common; raises `AccelError` where they have not."""
+        for name, value in conditions.items():
+            if self.conditions.setdefault(name, value) != value:
+                raise AccelError(f"flashblock: all calibration runs take one {name}, not {value} too")
+
+
+def fingerprint(denoisers: Iterable[Denoiser]) -> str:
+    """A number that tells weights apart, from names, shapes and a few values of every parameter."""
+    found = hashlib.sha256()
+    for denoiser in denoisers:
+        for name, parameter in denoiser.module.named_parameters():
+            if parameter.is_meta:
+                raise AccelError(
+                    f"flashblock: the weights of pipe.{denoiser.name} are offloaded: calibrate before that"
+                )
+            values = parameter.detach().flatten()
+            some = values[:: max(1, values.numel() // _VALUES)].float().cpu().numpy().tobytes()
+            found.update(f"{denoiser.name}.{name}{tuple(parameter.shape)}".encode() + some)
+    return found.hexdigest()[:16]
+
+
+def _place(moment: Moment, layer: int) -> str:
+    return f"{moment.denoiser}/{moment.step}/{layer}"
