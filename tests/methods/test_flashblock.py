@@ -272,7 +272,7 @@ def wan_14b(limit: float | None) -> Any:
     """The method as it stands on a Wan of 40 blocks with two calls in each step."""
     family = families()["wan"]
     blocks = [SimpleNamespace(stack=family.stacks[0])] * 40
-    denoiser = SimpleNamespace(name="transformer", blocks=blocks)
+    denoiser = SimpleNamespace(name="transformer", blocks=blocks, beside=())
     facts = SimpleNamespace(guidance=family.pipelines["WanPipeline"], denoisers=[denoiser], family=family)
     context = SimpleNamespace(facts=facts, handover=SimpleNamespace(prior=None, attention=True))
     return FlashBlock(FlashBlockConfig(memory_limit=limit), context)  # type: ignore[arg-type]
