@@ -112,7 +112,7 @@ def test_a_subclass_of_a_known_pipeline_is_known(pipe: Any) -> None:
         ({"cache": "delta", "interval": 0}, "nearest: 1"),
         (
             {"cache": "delta", "density": 0.5},
-            "'density' is a setting of adaspa and pisa, none of which is on: add attention='adaspa'",
+            "'density' is a setting of adaspa and flashblock and pisa, none of which is on: add attention='adaspa'",
         ),
         ({"cache": "none", "interval": 2}, "add cache='delta'"),
     ],

@@ -47,7 +47,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--preset", "fast", "--config", "good.yaml"], "--preset and --config"),
     (["--preset", "none", "--cache", "delta"], "--preset none is the plain pipeline"),
     (["--preset", "none", "--compare-dense"], "nothing to compare"),
-    (["--cache", "detla"], "cache has no method 'detla': it takes 'delta' (nearest: 'delta')"),
+    (["--cache", "detla"], "cache has no method 'detla': it takes 'delta', 'flashblock', 'tdc' (nearest: 'delta')"),
     (["--cache", "delta", "--cache", "delta"], "cache names delta twice"),
     (["--cache", "none", "--cache", "delta"], "--cache none stands alone"),
     (["--attention", "delta"], "attention has no method 'delta'"),
