@@ -47,7 +47,7 @@ def require_shape(operation: str, shape: tuple[int, ...], **tensors: torch.Tenso
     """Raise ValueError unless every tensor has this shape."""
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{operation} takes {name} of shape {shape}: it has shape {tuple(tensor.shape)}")
+            raise ValueError(f"{operation} takes {name} of shape {tuple(shape)}: it has shape {tuple(tensor.shape)}")
 
 
 def require_dtype(operation: str, dtype: torch.dtype, **tensors: torch.Tensor) -> None:

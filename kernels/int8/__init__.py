@@ -15,7 +15,7 @@ from accel.kernels.rotation import require_rotatable
 __all__ = ["MOST_CHANNELS", "int8_linear", "quantize_int8"]
 
 # 127 * 127 times this many channels is below 2³¹.
-MOST_CHANNELS = 133_152
+MOST_CHANNELS = 133_144
 
 
 def quantize_int8(x: Tensor, *, rotate: bool = False) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def int8_linear(
     the same bits. For inference: no gradient is defined.
 
     Args:
-        x: int8 (rows, channels), contiguous or strided; at most 133,152 channels, up to where int32 holds the sums.
+        x: int8 (rows, channels), contiguous or strided; at most 133,144 channels, up to where int32 holds the sums.
         x_scale: float32 (rows,).
         weight: int8 (outputs, channels).
         weight_scale: float32 (outputs,).

@@ -86,6 +86,11 @@ def _quantize_int8(
             tl.store(result + first + at, nearest_int8(again, factor, usable), mask=first + at < channels)
 
 
+def warps_for(piece: int) -> int:
+    """So many that a thread holds 16 numbers, which leaves room in its registers for the rotation."""
+    return max(piece // 512, 1)
+
+
 def quantize_int8(x: Tensor, rotate: bool) -> tuple[Tensor, Tensor]:
     rows, channels = x.shape
     result = torch.empty((rows, channels), dtype=torch.int8, device=x.device)
@@ -107,7 +112,7 @@ def quantize_int8(x: Tensor, rotate: bool) -> tuple[Tensor, Tensor]:
             PIECE=piece,
             BLOCK=BLOCK,
             FITS=channels <= piece,
-            num_warps=max(min(piece // 512, WARPS), 1),
+            num_warps=warps_for(piece),
             enable_fp_fusion=False,
         )
     return result, scales

@@ -60,9 +60,7 @@ def quantize_nvfp4(
     return codes, scales, made if tensor_scale is None else tensor_scale
 
 
-def dequantize_nvfp4(
-    codes: Tensor, scales: Tensor, tensor_scale: Tensor, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def dequantize_nvfp4(codes: Tensor, scales: Tensor, tensor_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The numbers of an NVFP4 matrix: (code * group scale) * tensor scale in float32, rounded once to `dtype`.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accel.kernels.forms import on_device
 from accel.kernels.int8.reference import LARGEST, SMALLEST
-from accel.kernels.int8.triton import PIECE, magnitude_bits, nearest_int8, usable_maximum
+from accel.kernels.int8.triton import PIECE, magnitude_bits, nearest_int8, usable_maximum, warps_for
 from accel.kernels.nvfp4.reference import GROUP, tensor_scale
 from accel.kernels.rotation.reference import BLOCK
 from accel.kernels.rotation.triton import rotated
@@ -66,7 +66,7 @@ def _from_e2m1(code):
 @triton.jit
 def _scales(largest, usable, code: tl.constexpr, tensor_scale):
     """Bytes of the group scales, and their numbers."""
-    wanted = tl.minimum(tl.div_rn(largest, largest * 0.0 + code * tensor_scale), 448.0)
+    wanted = tl.minimum(tl.div_rn(largest, code * tensor_scale), 448.0)
     byte = tl.where(usable, _to_e4m3(tl.where(usable, wanted, 0.0)), _NAN)
     return byte, _from_e4m3(byte)
 
@@ -117,7 +117,7 @@ def _quantize_nvfp4(
     if ROTATES:
         values = rotated(values)
     values = tl.reshape(values, (ROWS, BLOCK // GROUP, GROUP))
-    whole = tl.load(tensor_scale)
+    whole = tl.broadcast_to(tl.load(tensor_scale), (ROWS, BLOCK // GROUP))
     largest = tl.max(magnitude_bits(values), 2).to(tl.float32, bitcast=True)
     usable = (largest < float("inf")) & (whole > 0.0) & (whole < float("inf"))
     chosen, numbers = _scales(largest, usable, 6.0, whole)
@@ -304,7 +304,7 @@ def nvfp4_to_int8(codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> tuple[
             PIECE=piece,
             GROUP=GROUP,
             FITS=channels <= piece,
-            num_warps=max(min(piece // 512, 8), 1),
+            num_warps=warps_for(piece),
             enable_fp_fusion=False,
         )
     return result, row_scales

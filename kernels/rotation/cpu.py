@@ -20,7 +20,8 @@ def rotate(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 def rotated(x: Tensor) -> Tensor:
     """x H in float32 of a few rows, in memory of its own."""
     # (channel of a block, block): the channels that are added lie in rows.
-    values = x.float().reshape(-1, BLOCK).t().contiguous()
+    blocks = x.reshape(-1, BLOCK).t()
+    values = torch.empty(blocks.shape).copy_(blocks)
     other = torch.empty_like(values)
     apart = 1
     while apart < BLOCK:
