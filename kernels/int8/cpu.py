@@ -7,9 +7,9 @@ from accel.kernels.int8.reference import LARGEST, SMALLEST
 from accel.kernels.rotation.cpu import rotated
 
 # Numbers of a piece of the quantizer.
-_PIECE = 1 << 16
+_PIECE = 1 << 18
 # Rows of a piece of the product: more make the product faster, fewer its scaling.
-_ROWS = 256
+_ROWS = 512
 
 
 def quantize_int8(x: Tensor, rotate: bool) -> tuple[Tensor, Tensor]:
