@@ -1,5 +1,6 @@
 """The calls that are compiled ahead of time: a kernel joins with a line for each of its variants."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ from accel.kernels.block_attention import triton as attention
 from accel.kernels.block_mass import triton as mass
 from accel.kernels.block_statistics import triton as statistics
 from accel.kernels.delta import triton as delta
+from accel.kernels.int8 import triton as int8
+from accel.kernels.nvfp4 import triton as nvfp4
+from accel.kernels.rotation import triton as rotation
 from tests.aot import NARROW_LOAD, WIDE_LOAD, WIDE_STORE, Case
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -132,7 +136,65 @@ SPILLS = {"": 0, "tail": 64, "hybrid": 64, "hybrid-prior": 384}
 # Products of float32 that are shortened.
 IEEE = {"attend": (r"\.tf32",)}
 
+
+def linear(arch: int, instruction: str, *, channels: int = 5120) -> Case:
+    """INT8 activations of a long video and a feed-forward weight."""
+    return Case(
+        f"int8_linear-{channels}-on-{arch}",
+        lambda arch: int8.int8_linear(
+            meta(torch.int8, 32_760, channels),
+            meta(F32, 32_760),
+            meta(torch.int8, 13_824, channels),
+            meta(F32, 13_824),
+            meta(BF16, 13_824),
+            BF16,
+        ),
+        requires={"_int8_linear": (instruction,)},
+        forbids={"_int8_linear": (r"\.tf32", r"fma\.rn\.f32")},
+        archs=(arch,),
+    )
+
+
+def format_case(kernel: str, variant: str, launch: Callable[[], object], *archs: int) -> Case:
+    """A kernel that makes or reads a number format: bit for bit, so without fused multiplication and addition."""
+    return Case(
+        f"{kernel.removeprefix('_')}-{variant}",
+        lambda arch: launch(),
+        requires={kernel: (WIDE_LOAD,)},
+        forbids={kernel: (r"fma\.rn\.f32",)},
+        archs=archs,
+    )
+
+
+# Triton 3.6 and 3.7 have no tcgen05 for integers: sm_100 runs the instruction of sm_80.
+INT8_CORES = {
+    80: r"mma\.sync[\w.]*\.s8\.s8",
+    89: r"mma\.sync[\w.]*\.s8\.s8",
+    90: r"wgmma\.mma_async[\w.]*\.s8\.s8",
+    100: r"(mma\.sync[\w.]*\.s8\.s8|tcgen05\.mma[\w.:]*kind::i8)",
+    120: r"mma\.sync[\w.]*\.s8\.s8",
+}
+ACTIVATIONS = meta(BF16, 32_760, 5120)
+SCALE = meta(F32)
+STORED = (meta(torch.uint8, 5120, 2560), meta(torch.float8_e4m3fn, 5120, 320), SCALE)
+
 CASES = [
+    *(linear(arch, instruction) for arch, instruction in INT8_CORES.items()),
+    linear(90, "", channels=77),
+    format_case("_rotate", "bf16", lambda: rotation.rotate(ACTIVATIONS, 1.0, BF16), 80, 90, 100, 120),
+    format_case("_quantize_int8", "rotated", lambda: int8.quantize_int8(ACTIVATIONS, True), 80, 89, 90, 100, 120),
+    format_case("_quantize_int8", "long", lambda: int8.quantize_int8(meta(F32, 32_760, 13_824), True), 80, 90),
+    format_case(
+        "_quantize_nvfp4", "rotated", lambda: nvfp4.quantize_nvfp4(ACTIVATIONS, SCALE, False, True), 80, 90, 100, 120
+    ),
+    format_case("_quantize_nvfp4", "by-error", lambda: nvfp4.quantize_nvfp4(ACTIVATIONS, SCALE, True, False), 80, 100),
+    Case("dequantize_nvfp4", lambda arch: nvfp4.dequantize_nvfp4(*STORED, BF16), {}, {}, archs=(80, 90, 120)),
+    Case(
+        "nvfp4_to_int8",
+        lambda arch: nvfp4.nvfp4_to_int8(*STORED),
+        requires={},
+        forbids={"_nvfp4_to_int8": (r"fma\.rn\.f32",)},
+    ),
     compute("bf16", meta(BF16, *USUAL), meta(BF16, *USUAL)),
     compute("f32-previous", meta(F32, *USUAL), meta(F32, *USUAL), meta(F32, *USUAL)),
     compute("f16-strided-previous", without_text(F16), without_text(F16), meta(F16, *USUAL)),

@@ -1,0 +1,54 @@
+"""INT8 on a CPU: pieces that stay in the cache between torch's integer product and its scaling."""
+
+import torch
+from torch import Tensor
+
+from accel.kernels.int8.reference import LARGEST, SMALLEST
+from accel.kernels.rotation.cpu import rotated
+
+# Numbers of a piece of the quantizer.
+_PIECE = 1 << 18
+# Rows of a piece of the product: more make the product faster, fewer its scaling.
+_ROWS = 512
+
+
+def quantize_int8(x: Tensor, rotate: bool) -> tuple[Tensor, Tensor]:
+    rows, channels = x.shape
+    result = torch.empty((rows, channels), dtype=torch.int8)
+    scales = torch.full((rows,), SMALLEST / LARGEST)
+    step = max(_PIECE // max(channels, 1), 1)
+    for start in range(0, rows if channels else 0, step):
+        piece = slice(start, start + step)
+        values = rotated(x[piece]) if rotate else x[piece].float()
+        low, high = torch.aminmax(values, dim=1)
+        largest = torch.maximum(high, low.neg_()).clamp_(min=SMALLEST)
+        torch.div(largest, LARGEST, out=scales[piece])
+        factors = torch.full_like(largest, LARGEST).div_(largest)[:, None]
+        rounded = torch.mul(values, factors).round_()
+        usable = largest.isfinite()
+        if not usable.all():
+            scales[piece][~usable] = torch.nan
+            rounded[~usable] = 0.0
+        result[piece] = rounded
+    return result, scales
+
+
+def int8_linear(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    rows, outputs = x.shape[0], weight.shape[0]
+    result = torch.empty((rows, outputs), dtype=dtype)
+    sums = torch.empty((min(_ROWS, rows), outputs), dtype=torch.int32)
+    scaled = torch.empty(sums.shape)
+    added = None if bias is None else bias.float()
+    for start in range(0, rows, _ROWS):
+        piece = slice(start, min(start + _ROWS, rows))
+        count = piece.stop - start
+        torch._int_mm(x[piece], weight.t(), out=sums[:count])
+        into = result[piece] if dtype == torch.float32 else scaled[:count]
+        torch.mul(sums[:count], x_scale[piece, None], out=into).mul_(weight_scale)
+        if added is not None:
+            into.add_(added)
+        if dtype != torch.float32:
+            result[piece] = into
+    return result
