@@ -133,8 +133,60 @@ AHEAD = r"cp\.async\.c[ag]"
 # Bytes that attention may store and load where a thread's 255 registers are all there is, by what is attended to
 # besides the lists; the largest of Triton 3.6, 3.7 and 3.9 is 332. The loop over the lists alone needs none.
 SPILLS = {"": 0, "tail": 64, "hybrid": 64, "hybrid-prior": 384}
-# Products of float32 that are shortened.
-IEEE = {"attend": (r"\.tf32",)}
+# The same for float32, by block size, on every architecture. Where these spill, the assembler gave threads 128 or 168
+# registers of the 255 they may have: no tile of those tried was without it for everything beside the lists.
+FLOAT32_SPILLS = {64: 96, 128: 0}
+# Compute capability, what is attended to besides the lists, head size, dtype, block size. Each pair of values is there,
+# and the widest head has everything beside its lists in bfloat16 on sm_80 to sm_100.
+ATTENTION: list[tuple[int, str, int, torch.dtype, int]] = [
+    (80, "", 64, F16, 64),
+    (80, "tail", 128, BF16, 64),
+    (80, "hybrid", 64, F32, 64),
+    (80, "hybrid-prior", 128, BF16, 64),
+    (80, "hybrid-prior", 128, F32, 128),
+    (89, "", 128, BF16, 64),
+    (89, "tail", 64, F32, 128),
+    (89, "hybrid", 128, F16, 64),
+    (89, "hybrid-prior", 128, BF16, 64),
+    (90, "", 64, F32, 64),
+    (90, "tail", 64, BF16, 128),
+    (90, "hybrid", 112, F16, 64),
+    (90, "hybrid-prior", 128, BF16, 64),
+    (90, "hybrid-prior", 128, F32, 128),
+    (100, "", 128, F32, 64),
+    (100, "tail", 128, F16, 64),
+    (100, "hybrid", 64, BF16, 128),
+    (100, "hybrid-prior", 128, BF16, 64),
+    (100, "hybrid-prior", 128, F32, 128),
+    (120, "", 128, F16, 128),
+    (120, "tail", 128, F32, 64),
+    (120, "hybrid", 64, BF16, 64),
+    (120, "hybrid-prior", 64, F16, 64),
+]
+
+
+def attention_cell(arch: int, beside: str, size: int, dtype: torch.dtype, block: int) -> Case:
+    half = dtype != F32
+    return block_attention(
+        f"{beside or 'listed'}-{str(dtype).removeprefix('torch.')}-{size}-by-{block}-on-{arch}",
+        dtype,
+        size,
+        beside,
+        block,
+        padded="prior" in beside,
+        requires={"attend": (TENSOR_CORES[arch], AHEAD, WIDE_LOAD, WIDE_STORE)} if half else {},
+        # Products of float32 that are shortened.
+        forbids={} if half else {"attend": (r"\.tf32",)},
+        archs=(arch,),
+        spills={arch: _attention_spills(arch, beside, half, block)},
+    )
+
+
+def _attention_spills(arch: int, beside: str, half: bool, block: int) -> int:
+    if half:
+        return 0 if arch in (90, 100) else SPILLS[beside]
+    return FLOAT32_SPILLS[block]
+
 
 
 def linear(arch: int, instruction: str, *, channels: int = 5120) -> Case:
@@ -224,44 +276,16 @@ CASES = [
             block_mass(f"bf16-{size}-on-{arch}", BF16, size, requires={"_block_mass": (cores, AHEAD)}, archs=(arch,)),
         )
     ),
-    block_statistics("f16-128-spread", F16, 128, spread=True, requires={}, spills={120: 32}),
-    block_statistics("f16-64-spread", F16, 64, spread=True, requires={}),
-    block_mass("f16-128-sizes", F16, 128, padded=True, requires={}),
-    block_mass("f16-64-sizes", F16, 64, padded=True, requires={}),
+    block_statistics("f16-128-spread", F16, 128, spread=True, requires={}, archs=(80, 90, 120), spills={120: 32}),
+    block_statistics("f16-64-spread", F16, 64, spread=True, requires={}, archs=(89, 100)),
+    block_mass("f16-128-sizes", F16, 128, padded=True, requires={}, archs=(89, 100)),
+    block_mass("f16-64-sizes", F16, 64, padded=True, requires={}, archs=(80, 90, 120)),
     block_statistics("bf16-128-large-spread", BF16, 128, 128, spread=True, requires={}, archs=(80, 100, 120)),
     block_mass("bf16-128-large", BF16, 128, 128, padded=True, requires={}, archs=(90, 100)),
     block_statistics("f32-128-large-spread", F32, 128, 128, spread=True, requires={}, archs=(80, 90, 100)),
-    block_mass("f32-128-large", F32, 128, 128, padded=True, requires={}, archs=(80, 90, 100)),
-    block_mass("f32-64", F32, 64, requires={}, archs=(80, 90, 100), spills={80: 32}),
-    *(
-        case
-        for arch, cores in TENSOR_CORES.items()
-        for size in (64, 128)
-        for case in (
-            block_attention(
-                f"{beside or 'listed'}-bf16-{size}-on-{arch}",
-                BF16,
-                size,
-                beside,
-                padded="prior" in beside,
-                requires={"attend": (cores, AHEAD, WIDE_LOAD, WIDE_STORE)},
-                forbids={},
-                archs=(arch,),
-                spills={} if arch in (90, 100) else {arch: SPILLS[beside]},
-            )
-            for beside in SPILLS
-            # Nothing and everything beside the lists stand for the parts where the instructions are those of sm_80.
-            if beside in ("", "hybrid-prior") or (arch in (80, 90, 100) and (size, beside) != (64, "hybrid"))
-        )
-    ),
-    block_attention("f16-112", F16, 112, "hybrid-prior", padded=True, requires={}, forbids={}, archs=(90,)),
-    block_attention("bf16-128-large", BF16, 128, "hybrid", 128, padded=True, requires={}, forbids={}, archs=(90, 100)),
-    *(
-        block_attention(
-            f"f32-{size}", F32, size, "hybrid-prior", padded=True, requires={}, forbids=IEEE, archs=(80, 90, 100)
-        )
-        for size in (64, 128)
-    ),
+    block_mass("f32-128-large", F32, 128, 128, padded=True, requires={}, archs=(80, 90)),
+    block_mass("f32-64", F32, 64, requires={}, archs=(80, 100), spills={80: 32}),
+    *(attention_cell(*cell) for cell in ATTENTION),
     Case(
         "dense_attention",
         lambda arch: attention.dense_attention(*[tokens(BF16, 128)] * 3, sizes(64), 64, 0.1),
