@@ -16,30 +16,46 @@ from accel.presets import preset
 from bench.clips import Row
 from bench.comparison import main
 
-# About how many times fewer block calls the settings are chosen to make, at 24 steps.
+# About how many times fewer block calls the settings are chosen to make.
 COSTS = (1.6, 1.9, 2.3)
-# At these costs, in this order. What is published is a unit for each block and plain reuse, two steps in a row at most.
-THRESHOLDS = (0.05, 0.1, 0.2)
+# Settings at these costs, in this order, by the number of steps they are for: the more steps, the less changes in one.
+THRESHOLDS = {24: (0.05, 0.1, 0.2), 50: (0.025, 0.05, 0.08)}
+# What is published is a unit for each block and plain reuse, two steps in a row at most.
 PUBLISHED = {"units": "blocks", "order": 0, "max_skips": 2}
-PUBLISHED_THRESHOLDS = (0.08, 0.12, 0.2)
+PUBLISHED_THRESHOLDS = {24: (0.08, 0.12, 0.2), 50: (0.04, 0.06, 0.1)}
 PISA = {"method": "pisa", "density": 0.5, "dense_steps": 0.25, "dense_layers": 0}
 # Attention that leaves blocks out in some steps and not in others makes their change less steady.
-PISA_THRESHOLDS = (0.2, 0.4)
+PISA_THRESHOLDS = {24: (0.2, 0.4), 50: (0.1, 0.2)}
 # Of each rival, settings that come near the last two costs.
-OTHERS: dict[str, list[dict[str, Any]]] = {
-    "first-block": [{"threshold": 0.14}, {"threshold": 0.2}],
-    "dbcache": [
-        {"residual_diff_threshold": 0.15, "max_warmup_steps": 3},
-        {"residual_diff_threshold": 0.2, "max_warmup_steps": 3},
-        {"residual_diff_threshold": 0.16, "max_warmup_steps": 4, "taylorseer": 1},
-        {"residual_diff_threshold": 0.22, "max_warmup_steps": 4, "taylorseer": 1},
-    ],
-    "magcache": [{"threshold": 0.01, "retention_ratio": 0.1}, {"threshold": 0.03, "retention_ratio": 0.1}],
-    "taylorseer": [
-        {"cache_interval": 2, "disable_cache_before_step": 3, "taylor_factors_dtype": "float32"},
-        {"cache_interval": 3, "disable_cache_before_step": 3, "taylor_factors_dtype": "float32"},
-    ],
-    "seacache": [{"threshold": 0.2}, {"threshold": 0.3}, {"threshold": 0.5, "max_consecutive_cached": 3}],
+_TAYLOR = {"disable_cache_before_step": 3, "taylor_factors_dtype": "float32"}
+OTHERS: dict[str, dict[int, list[dict[str, Any]]]] = {
+    "first-block": {24: [{"threshold": 0.14}, {"threshold": 0.2}], 50: [{"threshold": 0.07}, {"threshold": 0.1}]},
+    "dbcache": {
+        24: [
+            {"residual_diff_threshold": 0.15, "max_warmup_steps": 3},
+            {"residual_diff_threshold": 0.2, "max_warmup_steps": 3},
+            {"residual_diff_threshold": 0.16, "max_warmup_steps": 4, "taylorseer": 1},
+            {"residual_diff_threshold": 0.22, "max_warmup_steps": 4, "taylorseer": 1},
+        ],
+        50: [
+            {"residual_diff_threshold": 0.07, "max_warmup_steps": 4},
+            {"residual_diff_threshold": 0.1, "max_warmup_steps": 4},
+            {"residual_diff_threshold": 0.07, "max_warmup_steps": 4, "taylorseer": 1},
+            {"residual_diff_threshold": 0.1, "max_warmup_steps": 4, "taylorseer": 1},
+        ],
+    },
+    "magcache": {
+        24: [{"threshold": 0.01, "retention_ratio": 0.1}, {"threshold": 0.03, "retention_ratio": 0.1}],
+        50: [{"threshold": 0.005, "retention_ratio": 0.1}, {"threshold": 0.015, "retention_ratio": 0.1}],
+    },
+    "taylorseer": {
+        24: [{"cache_interval": 2, **_TAYLOR}, {"cache_interval": 3, **_TAYLOR}],
+        50: [{"cache_interval": 2, **_TAYLOR}, {"cache_interval": 3, **_TAYLOR}],
+    },
+    "seacache": {
+        24: [{"threshold": 0.2}, {"threshold": 0.3}, {"threshold": 0.4}],
+        50: [{"threshold": 0.1}, {"threshold": 0.2}],
+    },
 }
 _SHORT = {
     "residual_diff_threshold": "threshold",
@@ -53,11 +69,11 @@ _UNSAID = ("disable_cache_before_step", "taylor_factors_dtype")
 def rows(pipe: Any, steps: int) -> dict[str, Row]:
     """The plain pipeline, Accel's caches, fewer steps, and the rivals that are installed."""
     found = {f"plain, {steps} steps": Row(steps)}
-    for threshold in THRESHOLDS:
+    for threshold in _at(THRESHOLDS, steps):
         found[f"tdc, threshold {threshold:g}"] = _tdc(steps, threshold=threshold)
-    for threshold in PUBLISHED_THRESHOLDS:
+    for threshold in _at(PUBLISHED_THRESHOLDS, steps):
         found[f"tdc as published, threshold {threshold:g}"] = _tdc(steps, **PUBLISHED, threshold=threshold)
-    for threshold in PISA_THRESHOLDS:
+    for threshold in _at(PISA_THRESHOLDS, steps):
         config = AccelConfig.from_dict({"attention": PISA, "cache": {"method": "tdc", "threshold": threshold}})
         found[f"tdc + pisa, threshold {threshold:g}"] = Row(steps, config)
     found["delta, balanced"] = Row(steps, preset("balanced"))
@@ -66,7 +82,7 @@ def rows(pipe: Any, steps: int) -> dict[str, Row]:
         found[f"plain, {fewer} steps"] = Row(fewer)
     for name in RIVALS:
         if missing(name) is None:
-            for settings in OTHERS[name]:
+            for settings in _at(OTHERS[name], steps):
                 found[f"{name}, {_words(settings)}"] = Row(steps, rival=name, settings=settings)
     return found
 
@@ -79,6 +95,11 @@ def notes() -> list[str]:
         "attention of the other on Wan, and FasterCache, since it needs guidance in one batch."
     )
     return ["", told, *(f"{name} is left out: {reason}." for name in RIVALS if (reason := missing(name)) is not None)]
+
+
+def _at(settings: dict[int, Any], steps: int) -> Any:
+    """Those for the nearest number of steps."""
+    return settings[min(settings, key=lambda known: abs(known - steps))]
 
 
 def _tdc(steps: int, **settings: Any) -> Row:
