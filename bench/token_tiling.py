@@ -64,8 +64,9 @@ def main() -> None:
 
     print(", ".join(f"{key}: {value}" for key, value in machine(options.device).items() if value is not None))
     print(
-        f"{options.dtype}, {order.length} tokens {tuple(grid)}, {heads} heads of {size}, {layers} layers, {STEPS} steps, "
-        f"density {options.density}; {options.repeats} repeats, interleaved, after 1 of warm-up; the whole call"
+        f"{options.dtype}, {order.length} tokens {tuple(grid)}, {heads} heads of {size}, {layers} layers, "
+        f"{STEPS} steps, density {options.density}; {options.repeats} repeats, "
+        f"interleaved, after 1 of warm-up; the whole call"
     )
     base = times["tiling='call'"]
     for name, time in times.items():
