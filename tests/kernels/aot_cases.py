@@ -188,7 +188,6 @@ def _attention_spills(arch: int, beside: str, half: bool, block: int) -> int:
     return FLOAT32_SPILLS[block]
 
 
-
 def linear(arch: int, instruction: str, *, channels: int = 5120) -> Case:
     """INT8 activations of a long video and a feed-forward weight."""
     return Case(
