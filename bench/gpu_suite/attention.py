@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.kernels.block_attention import block_attention
@@ -17,52 +18,60 @@ from bench.gpu_suite.cells import Cells
 from bench.gpu_suite.clock import Case, figures, take_turns
 from bench.gpu_suite.problems import choice, relative, waves
 
-# (heads, tokens, head size): Wan 2.1 1.3B and 14B at 81 frames, HunyuanVideo at 129, FLUX at 1024², the built-in model.
+# (heads, tokens, head size): Wan 2.1 14B and 1.3B at 81 frames, HunyuanVideo at 129, FLUX at 1024², the built-in model.
 SHAPES = {
-    "wan_1.3b_480p": (12, 32_760, 128),
     "wan_14b_720p": (40, 75_600, 128),
+    "wan_1.3b_480p": (12, 32_760, 128),
     "hunyuan_video_720p": (24, 118_800, 128),
     "flux_1024": (24, 4_608, 128),
     "demo": (4, 2_112, 64),
 }
-TINY = {"tiny": (2, 512, 64)}
-DENSITIES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+# No multiple of a block, as those of the videos.
+TINY = {"tiny": (2, 500, 64)}
+# Those that a method is used with first, for a run that is cut off.
+DENSITIES = (0.125, 0.25, 0.0625, 0.5, 1.0)
+DENSITIES_OF_LARGE_BLOCKS = (0.125, 0.25)
 TAILS = ("none", "zeroth", "hybrid")
-BLOCK = 64
-_BACKENDS = {
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+DENSE = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+# FlexAttention's own tiles are higher than blocks of 64, which it refuses then; these are its widths and stages.
+_FLEX_OPTIONS: dict[int, dict[str, int]] = {
+    64: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+    128: {},
 }
 
 
 def run(cells: Cells, device: str, tiny: bool) -> None:
-    """One cell for the dense backends of each shape, and one for each density."""
+    """One cell for the dense backends of each shape, and one for each size of blocks and density."""
     for name, shape in (TINY if tiny else SHAPES).items():
         cells.run(f"{name}/dense", partial(_dense_backends, shape, device), shape=shape)
-        for density in DENSITIES:
-            cells.run(
-                f"{name}/{density:g}", lambda s=shape, d=density: _one(s, d, device), shape=shape, density=density
-            )
+        for block, densities in ((64, DENSITIES), (128, DENSITIES_OF_LARGE_BLOCKS)):
+            for density in densities:
+                measure = partial(_one, shape, block, density, device)
+                cells.run(f"{name}/block{block}/{density:g}", measure, shape=shape, block=block, density=density)
 
 
-def sparse(query: Tensor, key: Tensor, value: Tensor, density: float, tail: str) -> Tensor:
+def sparse(query: Tensor, key: Tensor, value: Tensor, block: int, density: float, tail: str) -> Tensor:
     """One call as a method makes it: statistics, scores, the best blocks of each row, attention."""
-    blocks, counts = choice(query, key, BLOCK, density)
-    return block_attention(query, key, value, blocks, counts, block_size=BLOCK, **_beside(key, value, tail))[0]
+    blocks, counts = choice(query, key, block, density)
+    beside = tail_of(key, value, block, tail)
+    return block_attention(query, key, value, blocks, counts, block_size=block, **beside)[0]
 
 
-def _beside(key: Tensor, value: Tensor, tail: str) -> dict[str, Any]:
+def tail_of(key: Tensor, value: Tensor, block: int, tail: str) -> dict[str, Any]:
+    """The arguments of block_attention for a tail: "none", "zeroth" or "hybrid"."""
     if tail == "none":
         return {}
-    found = block_statistics(key, value, BLOCK, first_order=tail == "hybrid")
+    found = block_statistics(key, value, block, first_order=tail == "hybrid")
     return {"mean_key": found.mean_key, "mean_value": found.mean_value, "first_order": found.first_order}
 
 
 def _sequences(shape: tuple[int, int, int], device: str) -> list[Tensor]:
     heads, tokens, size = shape
-    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    return waves(tokens, heads, size, dtype, device)
+    return waves(tokens, heads, size, torch.bfloat16 if _cuda(device) else torch.float32, device)
+
+
+def _cuda(device: str) -> bool:
+    return torch.device(device).type == "cuda"
 
 
 def _dense(given: list[Tensor], backend: str | None) -> Case:
@@ -71,86 +80,111 @@ def _dense(given: list[Tensor], backend: str | None) -> Case:
 
     def call() -> Tensor:
         if backend is None:
-            return scaled_dot_product_attention(query, key, value)
-        with sdpa_kernel(_BACKENDS[backend]):
-            return scaled_dot_product_attention(query, key, value)
+            return scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        with sdpa_kernel(DENSE[backend]):
+            return scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
     return call
 
 
+def _rivals(makers: dict[str, Callable[[], Case]]) -> tuple[dict[str, Case], dict[str, str]]:
+    """The rivals that answer here, and what the others said."""
+    cases, refused = {}, {}
+    for name, make in makers.items():
+        try:
+            case = make()
+            case()
+        except Exception as error:
+            refused[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        else:
+            cases[name] = case
+    return cases, refused
+
+
+def _dense_makers(given: list[Tensor], device: str) -> dict[str, Callable[[], Case]]:
+    return {name: partial(_dense, given, name) for name in DENSE} if _cuda(device) else {}
+
+
 def _dense_backends(shape: tuple[int, int, int], device: str) -> dict[str, Any]:
     given = _sequences(shape, device)
-    cases: dict[str, Case] = {}
-    refused = {}
-    for backend in _BACKENDS if torch.device(device).type == "cuda" else ():
-        try:
-            _dense(given, backend)()
-            cases[backend] = _dense(given, backend)
-        except RuntimeError as error:
-            refused[backend] = " ".join(str(error).split())[:200]
-    cases["default"] = _dense(given, None)
+    cases, refused = _rivals({"default": partial(_dense, given, None), **_dense_makers(given, device)})
     times = take_turns(cases, device)
-    rows = {name: {**figures(time), **_rate(shape, 1.0, time.median)} for name, time in times.items()}
-    return {"rows": rows, "refused": refused}
+    return {"rows": {n: {**figures(t), **_rate(shape, 1.0, t.median)} for n, t in times.items()}, "refused": refused}
 
 
-def _one(shape: tuple[int, int, int], density: float, device: str) -> dict[str, Any]:
-    """Each tail, with all that it needs and as the kernel alone, beside the fastest dense backend and FlexAttention."""
+def _one(shape: tuple[int, int, int], block: int, density: float, device: str) -> dict[str, Any]:
+    """Each tail, with all that it needs and as the kernel alone, beside the dense backends and FlexAttention.
+
+    Speed-ups are over the fastest dense backend in the same rounds; errors are against dense attention.
+    """
     given = _sequences(shape, device)
     query, key, value = given
-    blocks, counts = choice(query, key, BLOCK, density)
-    cases: dict[str, Case] = {"dense": _dense(given, None)}
-    failed = {}
+    blocks, counts = choice(query, key, block, density)
+    makers = _dense_makers(given, device)
+    if _cuda(device):
+        makers["flex"] = lambda: _flex(given, blocks, counts, block)
+    rivals, refused = _rivals(makers)
+    dense = [name for name in rivals if name in DENSE] or ["default"]
+    cases = rivals if dense != ["default"] else {"default": _dense(given, None), **rivals}
     for tail in TAILS:
-        beside = _beside(key, value, tail)
+        beside = tail_of(key, value, block, tail)
         cases[f"{tail}, kernel"] = lambda b=beside: block_attention(
-            query, key, value, blocks, counts, block_size=BLOCK, **b
+            query, key, value, blocks, counts, block_size=block, **b
         )[0]
-        cases[f"{tail}, all"] = lambda t=tail: sparse(query, key, value, density, t)
-    if torch.device(device).type == "cuda":
-        for name, make in {
-            "cudnn": lambda: _dense(given, "cudnn"),
-            "flex": lambda: _flex(given, blocks, counts),
-        }.items():
-            try:
-                case = make()
-                case()
-                cases[name] = case
-            except Exception as error:
-                failed[name] = " ".join(str(error).split())[:300]
-    wanted = cases["dense"]().transpose(1, 2)
-    errors = {name: relative(_in_layout(case(), wanted), wanted) for name, case in cases.items()}
+        cases[f"{tail}, all"] = lambda t=tail: sparse(query, key, value, block, density, t)
+    wanted = cases[dense[0]]()
+    errors = {name: relative(case(), wanted) for name, case in cases.items()}
+    del wanted
     times = take_turns(cases, device)
-    best = min(times[name].median for name in ("dense", "cudnn") if name in times)
+    best = min(times[name].median for name in dense)
+    kept = float(counts.float().mean()) / -(-shape[1] // block)
     rows = {
         name: {
             **figures(time),
-            **_rate(shape, 1.0 if name in ("dense", "cudnn") else density, time.median),
+            **_rate(shape, 1.0 if name in dense else kept, time.median),
             "speed_up": round(best / time.median, 3),
-            "error": errors[name],
+            "error": round(errors[name], 5),
         }
         for name, time in times.items()
     }
-    return {"rows": rows, "failed": failed}
+    return {"rows": rows, "kept": round(kept, 5), "refused": refused}
 
 
-def _in_layout(out: Tensor, wanted: Tensor) -> Tensor:
-    return out if out.shape == wanted.shape else out.transpose(1, 2)
+def flex_mask(blocks: Tensor, counts: Tensor, tokens: int, block: int) -> BlockMask:
+    """FlexAttention's mask for the lists of block_attention: all blocks whole, so that it evaluates no mask of its own.
 
-
-def _flex(given: list[Tensor], blocks: Tensor, counts: Tensor) -> Callable[[], Tensor]:
-    """FlexAttention on the same blocks, all of them full, so that it evaluates no mask."""
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-    query, key, value = (x.transpose(1, 2).contiguous() for x in given)
-    none = torch.zeros_like(counts)
+    FlexAttention reads lists as wide as there are blocks, and partial blocks apart from whole ones: there are none.
+    """
     rows = blocks.shape[2]
-    # FlexAttention reads index lists as wide as there are blocks.
     lists = torch.zeros(*blocks.shape[:3], rows, dtype=torch.int32, device=blocks.device)
     lists[..., : blocks.shape[3]] = blocks
-    mask = BlockMask.from_kv_blocks(none, lists, counts, lists, BLOCK_SIZE=BLOCK)
-    compiled = torch.compile(flex_attention)
-    return lambda: compiled(query, key, value, block_mask=mask)
+    return BlockMask.from_kv_blocks(
+        torch.zeros_like(counts),
+        torch.zeros_like(lists),
+        counts,
+        lists,
+        BLOCK_SIZE=block,
+        seq_lengths=(tokens, tokens),
+    )
+
+
+def _flex(given: list[Tensor], blocks: Tensor, counts: Tensor, block: int) -> Case:
+    query, key, value = (x.transpose(1, 2) for x in given)
+    mask = flex_mask(blocks, counts, query.shape[2], block)
+    compiled = _compiled_for((tuple(query.shape), block))
+    return lambda: compiled(query, key, value, block_mask=mask, kernel_options=_FLEX_OPTIONS[block]).transpose(1, 2)
+
+
+_flex_of: dict[object, Callable[..., Tensor]] = {}
+
+
+def _compiled_for(key: object) -> Callable[..., Tensor]:
+    """FlexAttention compiled for one shape, as it is fastest; a new shape would turn to dynamic ones by itself."""
+    if key not in _flex_of:
+        torch._dynamo.reset()
+        _flex_of.clear()
+        _flex_of[key] = torch.compile(flex_attention, dynamic=False)
+    return _flex_of[key]
 
 
 def _rate(shape: tuple[int, int, int], density: float, seconds: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The operations that move memory: bytes a second against the device's copies, and against plain torch."""
+"""The operations that move memory: bytes a second against a copy in the same rounds, and against plain torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ def run(cells: Cells, device: str, tiny: bool) -> None:
     tokens, width, heads, size = (2048, 256, 4, 64) if tiny else (32_760, 5120, 40, 128)
     grid = (8, 16, 16) if tiny else (21, 30, 52)
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    cells.run("copy", partial(_copy, device, tiny))
     cells.run("delta", partial(_delta, tokens, width, dtype, device), tokens=tokens, width=width)
     cells.run("statistics", partial(_statistics, tokens, heads, size, dtype, device), tokens=tokens, heads=heads)
     cells.run("search", partial(_search, tokens, heads, size, dtype, device), tokens=tokens, heads=heads)
@@ -33,18 +32,24 @@ def run(cells: Cells, device: str, tiny: bool) -> None:
 
 
 def _rows(cases: dict[str, tuple[Case, int]], device: str) -> dict[str, Any]:
-    times = take_turns({name: case for name, (case, _) in cases.items()}, device)
-    rows = {}
-    for name, time in times.items():
-        moved = cases[name][1]
-        rows[name] = {**figures(time), "bytes": moved, "gb_per_s": round(moved / time.median / 1e9, 1)}
-    return {"rows": rows}
-
-
-def _copy(device: str, tiny: bool) -> dict[str, Any]:
-    source = torch.ones((1 << 24) if tiny else (1 << 30), dtype=torch.uint8, device=device)
+    """Each case with the bytes that it cannot but read and write, and its share of what a plain copy moves."""
+    size = (1 << 24) if torch.device(device).type == "cpu" else (1 << 30)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return _rows({"copy": (lambda: target.copy_(source), 2 * source.nbytes)}, device)
+    cases = {"copy": (lambda: target.copy_(source), 2 * size), **cases}
+    times = take_turns({name: case for name, (case, _) in cases.items()}, device)
+    speed = {name: cases[name][1] / time.median for name, time in times.items()}
+    return {
+        "rows": {
+            name: {
+                **figures(time),
+                "bytes": cases[name][1],
+                "gb_per_s": round(speed[name] / 1e9, 1),
+                "of_copy": round(speed[name] / speed["copy"], 3),
+            }
+            for name, time in times.items()
+        }
+    }
 
 
 def _delta(tokens: int, width: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -65,8 +70,11 @@ def _delta(tokens: int, width: int, dtype: torch.dtype, device: str) -> dict[str
 
 def _statistics(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
     _, key, value = waves(tokens, heads, size, dtype, device)
+    whole = tokens // BLOCK * BLOCK
+    blocks = key[:, :whole].unflatten(1, (-1, BLOCK))
     return _rows(
         {
+            "torch: mean": (lambda: blocks.mean(2, dtype=torch.float32), blocks.nbytes),
             "block_means": (lambda: block_means(key, BLOCK), key.nbytes),
             "block_statistics": (lambda: block_statistics(key, value, BLOCK, first_order=False), 2 * key.nbytes),
             "block_statistics, first order": (lambda: block_statistics(key, value, BLOCK), 2 * key.nbytes),
@@ -81,18 +89,21 @@ def _search(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str)
     mean_key = block_means(key, BLOCK)
     mass, _ = block_mass(query, key, lse, BLOCK)
     keep = kept_number(0.125, mass.shape[-1])
+    budget = torch.full((heads,), keep, device=device)
     products = 2 * heads * tokens**2 * size
     found = _rows(
         {
             "dense_attention": (lambda: dense_attention(query, key, value, block_size=BLOCK), 3 * key.nbytes),
             "block_mass": (lambda: block_mass(query, key, lse, BLOCK), 2 * key.nbytes),
             "block_mass, tail": (lambda: block_mass(query, key, lse, BLOCK, mean_key=mean_key), 2 * key.nbytes),
+            "torch: topk": (lambda: mass.topk(keep), mass.nbytes),
             "top_blocks": (lambda: top_blocks(mass, keep), mass.nbytes),
+            "top_blocks, by head": (lambda: top_blocks(mass, budget, width=keep), mass.nbytes),
         },
         device,
     )
     for name, row in found["rows"].items():
-        if name != "top_blocks":
+        if "attention" in name or "mass" in name:
             row["tflops"] = round((2 if name == "dense_attention" else 1) * products / row["ms"] / 1e9, 1)
     return found
 

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from accel.kernels.block_attention.tiles import tile_for
+from accel.kernels.block_attention.tiles import Tile, tile_for
 from accel.kernels.block_attention.triton_kernels import attend, prepare_lists
 from accel.kernels.blocks import number_of_blocks, token_counts
 from accel.kernels.forms import on_device
@@ -41,7 +41,10 @@ def block_attention(
     prior: Tensor | None,
     prior_lse: Tensor | None,
     scale: float,
+    *,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """As the other forms; `tile` is for whoever looks for a better table, which decides without it."""
     room = _room(key, sizes, block_size)
     ordered, tail = _has_short(key, sizes, block_size), mean_key is not None
     blocks, shorts, fulls, marks = _prepared(blocks, counts, room, ordered, tail, block_size)
@@ -56,7 +59,7 @@ def block_attention(
         None if prior is None else _dense_rows(prior),
         None if prior_lse is None else prior_lse.contiguous(),
     )
-    return _launch(query, key, value, blocks, shorts, fulls, marks, room, beside, block_size, ordered, scale)
+    return _launch(query, key, value, blocks, shorts, fulls, marks, room, beside, block_size, ordered, scale, tile)
 
 
 def dense_attention(
@@ -146,6 +149,7 @@ def _launch(
     block_size: int,
     ordered: bool,
     scale: float,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch, length, heads, size = query.shape
     rows, width = blocks.shape[2:]
@@ -153,7 +157,8 @@ def _launch(
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
     with on_device(query):
-        head, tile = tile_for(query.dtype, size, block_size)
+        head, usual = tile_for(query.dtype, size, block_size)
+        tile = tile or usual
         attend[(rows, batch * heads)](
             query,
             key,

@@ -67,6 +67,23 @@ def test_blocks_that_are_taken_in_pieces(device, monkeypatch, columns):
     assert_near(result, wanted, torch.float32)
 
 
+def test_a_tile_that_is_given_stands_for_the_tables(monkeypatch):
+    form = importlib.import_module("accel.kernels.block_attention.triton")
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, **constants: launched.append((constants["COLUMNS"], constants["num_warps"]))
+
+    monkeypatch.setattr(form, "attend", Kernel())
+    monkeypatch.setattr(form, "tile_for", lambda *_: (64, form.Tile(columns=16, warps=4, stages=3, tokens=16)))
+    problem = Problem(length=32, keys=96)
+    sequences = (problem.query, problem.key, problem.value, problem.blocks, problem.counts)
+    for tile in (None, form.Tile(columns=8, warps=2, stages=1, tokens=16)):
+        form.block_attention(*sequences, BLOCK, None, None, None, None, None, None, 0.125, tile=tile)
+    assert launched == [(16, 4), (8, 2)]
+
+
 @pytest.mark.parametrize(
     ("variant", "junk"), [("listed", math.nan), ("all", 1e4), ("all", math.inf), ("all", math.nan)]
 )

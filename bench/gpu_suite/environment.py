@@ -1,0 +1,74 @@
+"""What a figure must be read with: the device, the versions, the state of the code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel.measure.timing import machine
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SOURCES = ("kernels", "pipelines", "accel", "bench/gpu_suite")
+_NEEDS = {
+    "pipelines": (
+        *("diffusers", "transformers", "accelerate", "safetensors", "imageio"),
+        *("pydantic", "yaml", "ftfy", "pytorch_msssim"),
+    )
+}
+# Results that differ in one of these do not belong into one folder.
+_ONE = ("device", "torch", "triton", "source")
+_ASKED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
+
+
+def environment(device: str, commit: str | None = None) -> dict[str, Any]:
+    """The machine, the GPU, the versions and the code that is measured; `commit` where git does not know it."""
+    found: dict[str, Any] = {**machine(device), "device_kind": device, "source": source()}
+    if commit:
+        found["commit"] = commit
+    if device == "cuda":
+        facts = torch.cuda.get_device_properties(0)
+        found |= {
+            "compute_capability": f"{facts.major}.{facts.minor}",
+            "multiprocessors": facts.multi_processor_count,
+            "memory_gb": round(facts.total_memory / 1e9, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            **_asked_of_the_driver(),
+        }
+    return found
+
+
+def difference(kept: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """In what two environments differ so that their results must not stand together."""
+    apart = [f"{name} ({kept.get(name)}, here {here.get(name)})" for name in _ONE if kept.get(name) != here.get(name)]
+    return " and ".join(apart) or None
+
+
+def missing(part: str) -> list[str]:
+    """The packages that a part needs and that are not installed."""
+    return [name for name in _NEEDS.get(part, ()) if importlib.util.find_spec(name) is None]
+
+
+def source() -> str:
+    """A hash of the Python that is measured, which is there also where git is not."""
+    digest = hashlib.sha256()
+    # accel/ links to two of the folders, which count once.
+    paths = {path.resolve() for folder in _SOURCES for path in (_ROOT / folder).rglob("*.py")}
+    for path in sorted(paths):
+        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _asked_of_the_driver() -> dict[str, str]:
+    """Driver and clocks as nvidia-smi reads them, idle; nothing where it does not answer."""
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return {}
+    return dict(zip(_ASKED, (value.strip() for value in line.split(",")), strict=False))
