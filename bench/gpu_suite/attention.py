@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from accel.kernels.block_attention import block_attention
 from accel.kernels.block_statistics import block_statistics
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.clock import Case, figures, take_turns
+from bench.gpu_suite.clock import Case, answering, figures, take_turns
 from bench.gpu_suite.problems import choice, relative, waves
 
 # (heads, tokens, head size): Wan 2.1 14B and 1.3B at 81 frames, HunyuanVideo at 129, FLUX at 1024², the built-in model.
@@ -87,27 +87,13 @@ def _dense(given: list[Tensor], backend: str | None) -> Case:
     return call
 
 
-def _rivals(makers: dict[str, Callable[[], Case]]) -> tuple[dict[str, Case], dict[str, str]]:
-    """The rivals that answer here, and what the others said."""
-    cases, refused = {}, {}
-    for name, make in makers.items():
-        try:
-            case = make()
-            case()
-        except Exception as error:
-            refused[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        else:
-            cases[name] = case
-    return cases, refused
-
-
 def _dense_makers(given: list[Tensor], device: str) -> dict[str, Callable[[], Case]]:
     return {name: partial(_dense, given, name) for name in DENSE} if _cuda(device) else {}
 
 
 def _dense_backends(shape: tuple[int, int, int], device: str) -> dict[str, Any]:
     given = _sequences(shape, device)
-    cases, refused = _rivals({"default": partial(_dense, given, None), **_dense_makers(given, device)})
+    cases, refused = answering({"default": partial(_dense, given, None), **_dense_makers(given, device)})
     times = take_turns(cases, device)
     return {"rows": {n: {**figures(t), **_rate(shape, 1.0, t.median)} for n, t in times.items()}, "refused": refused}
 
@@ -123,7 +109,7 @@ def _one(shape: tuple[int, int, int], block: int, density: float, device: str) -
     makers = _dense_makers(given, device)
     if _cuda(device):
         makers["flex"] = lambda: _flex(given, blocks, counts, block)
-    rivals, refused = _rivals(makers)
+    rivals, refused = answering(makers)
     dense = [name for name in rivals if name in DENSE] or ["default"]
     cases = rivals if dense != ["default"] else {"default": _dense(given, None), **rivals}
     for tail in TAILS:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,8 +16,9 @@ from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import block_means, block_statistics
 from accel.kernels.delta import apply_delta, compute_delta, update_delta
 from accel.kernels.forms import use
+from bench.gpu_suite import exactness
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.problems import BOUNDS, DTYPES, SUM_BOUNDS, relative
+from bench.gpu_suite.problems import BOUNDS, DTYPES, SUM_BOUNDS, memory_of_nan, random, relative, results_of
 
 Call = Callable[..., Any]
 TAILS = ("listed", "zeroth", "hybrid", "prior", "all")
@@ -49,6 +48,7 @@ def run(cells: Cells, device: str, tiny: bool) -> None:
             cells.run(f"block_statistics/{where}", partial(_means, dtype, size, block, device))
             cells.run(f"block_mass/{where}", partial(_mass, dtype, size, block, device))
         cells.run(f"delta/{name}", partial(_delta, dtype, device))
+    exactness.run(cells, device)
 
 
 def compare(call: Call, tensors: dict[str, Tensor | None], bound: float, **options: Any) -> dict[str, Any]:
@@ -56,11 +56,11 @@ def compare(call: Call, tensors: dict[str, Tensor | None], bound: float, **optio
 
     The error is None where a result is NaN, or minus infinity at another place than it should be.
     """
-    with _memory_of_nan():
-        found, again = (_tuple(call(**tensors, **options)) for _ in range(2))
+    with memory_of_nan():
+        found, again = (results_of(call(**tensors, **options)) for _ in range(2))
     wide = {n: t.double() if t is not None and t.is_floating_point() else t for n, t in tensors.items()}
     with use("reference"):
-        wanted = _tuple(call(**wide, **options))
+        wanted = results_of(call(**wide, **options))
     errors = []
     for result, exact in zip(found, wanted, strict=True):
         nothing = exact == -math.inf
@@ -77,42 +77,12 @@ def compare(call: Call, tensors: dict[str, Tensor | None], bound: float, **optio
     }
 
 
-@contextmanager
-def _memory_of_nan() -> Iterator[None]:
-    """New memory is full of NaN (the largest value for integers), so that what no kernel wrote shows."""
-    strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    # Filling goes with this switch alone; operations that have no deterministic form are none of its business here.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warn)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
-def _tuple(result: Any) -> tuple[Tensor, ...]:
-    parts = result if isinstance(result, tuple) else (result,)
-    return tuple(part for part in parts if part is not None)
-
-
-def _random(device: str, dtype: torch.dtype, *shape: int, seed: int) -> Tensor:
-    """Random numbers in the middle of memory that is NaN otherwise, so that a stray read shows."""
-    generator = torch.Generator(device).manual_seed(seed)
-    values = torch.randn(shape, generator=generator, device=device).to(dtype)
-    memory = torch.full((values.numel() + 8192,), math.nan, dtype=dtype, device=device)
-    return memory[4096 : 4096 + values.numel()].view(shape).copy_(values)
-
-
 def _sequences(dtype: torch.dtype, size: int, device: str, lengths: tuple[int, int] = RAGGED) -> dict[str, Tensor]:
     # Grouped heads.
     return {
-        "query": _random(device, dtype, 2, lengths[0], 4, size, seed=1),
-        "key": _random(device, dtype, 2, lengths[1], 2, size, seed=2),
-        "value": _random(device, dtype, 2, lengths[1], 2, size, seed=3),
+        "query": random(device, dtype, 2, lengths[0], 4, size, seed=1),
+        "key": random(device, dtype, 2, lengths[1], 2, size, seed=2),
+        "value": random(device, dtype, 2, lengths[1], 2, size, seed=3),
     }
 
 
@@ -142,8 +112,8 @@ def _attention(dtype: torch.dtype, size: int, block: int, tail: str, layout: str
         if tail != "zeroth":
             tensors["first_order"] = found.first_order
     if tail in ("prior", "all"):
-        tensors["prior"] = _random(device, torch.float32, 2, queries, 4, size, seed=6)
-        lse = _random(device, torch.float32, 2, 4, queries, seed=7) + 2.0
+        tensors["prior"] = random(device, torch.float32, 2, queries, 4, size, seed=6)
+        lse = random(device, torch.float32, 2, 4, queries, seed=7) + 2.0
         lse[0, 0, :5] = -math.inf
         tensors["prior_lse"] = lse
     return compare(block_attention, tensors, BOUNDS[dtype], block_size=block)
@@ -178,7 +148,7 @@ def _mass(dtype: torch.dtype, size: int, block: int, device: str) -> dict[str, A
 
 def _delta(dtype: torch.dtype, device: str) -> dict[str, Any]:
     names = ("output", "input", "before", "slope")
-    given = {name: _random(device, dtype, 2, 333, 257, seed=seed) for seed, name in enumerate(names)}
+    given = {name: random(device, dtype, 2, 333, 257, seed=seed) for seed, name in enumerate(names)}
     calls: list[Call] = [
         lambda output, input, before, slope: compute_delta(output, input, before),
         lambda output, input, before, slope: update_delta(output, input, before, slope, 3),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,3 +52,34 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     wanted = wanted.double()
     size = wanted.square().mean().sqrt().item()
     return (found.double() - wanted).square().mean().sqrt().item() / (size or 1.0)
+
+
+def random(device: str, dtype: torch.dtype, *shape: int, seed: int) -> Tensor:
+    """Random numbers in the middle of memory that is NaN otherwise, so that a stray read shows."""
+    generator = torch.Generator(device).manual_seed(seed)
+    values = torch.randn(shape, generator=generator, device=device).to(dtype)
+    memory = torch.full((values.numel() + 8192,), math.nan, dtype=dtype, device=device)
+    return memory[4096 : 4096 + values.numel()].view(shape).copy_(values)
+
+
+@contextmanager
+def memory_of_nan() -> Iterator[None]:
+    """New memory is full of NaN (the largest value for integers), so that what no kernel wrote shows."""
+    strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    # Filling goes with this switch alone; operations that have no deterministic form are none of its business here.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warn)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def results_of(result: Any) -> tuple[Tensor, ...]:
+    """The tensors that an operation answers with; those that were not asked for are None and left out."""
+    parts = result if isinstance(result, tuple) else (result,)
+    return tuple(part for part in parts if part is not None)

@@ -32,12 +32,11 @@ def summary(part: str, results: Results) -> str:
     lines = [f"{part}: {_count(results)}"]
     if part == "correctness":
         lines += [f"  wrong: {name}: {_error(cell)}" for name, cell in results.items() if _wrong(cell)]
-    if part == "attention":
-        lines += [f"  {line}" for line in aims(results)]
+    lines += [f"  {line}" for line in _AIMS.get(part, _none)(results)]
     return "\n".join(lines + [f"  {line}" for line in _not_measured(results)])
 
 
-def aims(results: Results) -> list[str]:
+def aims_of_attention(results: Results) -> list[str]:
     """The aims beside the figures: against dense at one density, against FlexAttention in every cell that has it."""
     lines = []
     for name, case, base, wanted in AIMS:
@@ -51,6 +50,26 @@ def aims(results: Results) -> list[str]:
             times = rows["flex"]["ms"] / rows["none, kernel"]["ms"]
             lines.append(f"{name}: {times:.2f}× FlexAttention, aim above 1×, {'met' if times > 1 else 'not met'}")
     return lines
+
+
+def aims_of_linears(results: Results) -> list[str]:
+    """The aims beside the figures: the whole linear against 16 bits, and the conversion's share of the product."""
+    lines = []
+    for name, cell in results.items():
+        if "rows" in cell:
+            times, share = cell["rows"]["int8, all"]["speed_up"], cell["conversion_share"]
+            lines.append(f"{name}: {times:.2f}× linear, aim 1.5×, {'met' if times >= 1.5 else 'not met'}")
+            lines.append(
+                f"{name}: conversion {share:.1%} of the product, aim under 2%, {'met' if share < 0.02 else 'not met'}"
+            )
+    return lines
+
+
+def _none(results: Results) -> list[str]:
+    return []
+
+
+_AIMS = {"attention": aims_of_attention, "linears": aims_of_linears}
 
 
 def table(rows: dict[str, Row], heading: str = "") -> list[str]:
@@ -71,8 +90,7 @@ def _part(part: str, results: Results, why: str | None) -> list[str]:
         rows = {name: {c: cell[c] for c in columns if c in cell} for name, cell in done.items()}
         lines += ["", *proposal(done), "", *table(rows, "tile")]
     else:
-        if part == "attention":
-            lines += ["", *(f"- {line}" for line in aims(results))]
+        lines += ["", *(f"- {line}" for line in _AIMS.get(part, _none)(results))]
         for name, cell in done.items():
             beside = [
                 f"{k}: {v}" for k, v in cell.items() if k not in ("cell", "state", "rows") and v not in ({}, None)

@@ -168,13 +168,16 @@ def test_the_kernels_parts_on_a_cpu_and_a_run_that_is_killed(tmp_path: Path) -> 
     before = {name: cell for name, cell in load(path).items() if cell["state"] == "done"}
     assert len(before) >= 3
 
-    assert main([*tiny, "--only", "correctness", "small", "attention", "--retry"]) == 0
-    parts = {part: load(tmp_path / f"{part}.json") for part in ("correctness", "small", "attention")}
+    assert main([*tiny, "--only", "correctness", "small", "attention", "linears", "--retry"]) == 0
+    parts = {part: load(tmp_path / f"{part}.json") for part in ("correctness", "small", "attention", "linears")}
     assert all(cell["state"] == "done" for part in parts.values() for cell in part.values())
     found = parts["correctness"]
     assert {name: found[name] for name in before} == before
-    assert len(found) == 3 * (12 + 3 + 1)
-    assert all(cell["correct"] and cell["same_bits"] and 0 < cell["error"] < cell["bound"] for cell in found.values())
+    assert len(found) == 3 * (12 + 3 + 1 + 9)
+    assert all(cell["correct"] and cell["same_bits"] for cell in found.values())
+    assert all(0 < cell["error"] < cell["bound"] or cell["error"] == cell["bound"] == 0 for cell in found.values())
+    (linear,) = parts["linears"].values()
+    assert 0 < linear["rows"]["int8, all"]["error"] < linear["rows"]["nvfp4 weight, 16 bits"]["error"] < 0.2
     rows = parts["attention"]["tiny/block64/0.125"]["rows"]
     assert rows["default"]["error"] == 0 < rows["hybrid, all"]["error"] < rows["none, all"]["error"] < 0.6
     assert parts["attention"]["tiny/block64/1"]["rows"]["none, all"]["error"] < 1e-5
@@ -202,7 +205,7 @@ def test_aims_stand_beside_the_figures() -> None:
         "hybrid, all": {"ms": 2.2, "speed_up": 4.9},
     }
     name = "wan_14b_720p/block64/0.125"
-    assert report.aims({name: {"state": "done", "rows": rows}}) == [
+    assert report.aims_of_attention({name: {"state": "done", "rows": rows}}) == [
         f"{name}, none, all: 5.10× over the fastest dense backend, aim 5×, met",
         f"{name}, zeroth, all: not measured over the fastest dense backend, aim 5×",
         f"{name}, hybrid, all: 4.90× over the fastest dense backend, aim 5×, not met",

@@ -1,0 +1,74 @@
+"""The kernels whose results are exact, number formats and rotations: bit for bit what the reference form gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.kernels.forms import use
+from accel.kernels.int8 import int8_linear, quantize_int8
+from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
+from accel.kernels.rotation import rotate
+from bench.gpu_suite.cells import Cells
+from bench.gpu_suite.problems import DTYPES, memory_of_nan, random, results_of
+
+# Rows that no tile divides; channels that blocks of 128 divide, and more outputs than one tile has.
+ROWS, CHANNELS, OUTPUTS = 333, 1536, 700
+_SCALE = 2.0**-7
+
+
+def run(cells: Cells, device: str) -> None:
+    """The cells of these kernels, which belong to the part `correctness`."""
+    for name, dtype in DTYPES.items():
+        for operation, measure in _on_floats(dtype, device).items():
+            cells.run(f"{operation}/{name}", measure)
+
+
+def _on_floats(dtype: torch.dtype, device: str) -> dict[str, Callable[[], dict[str, Any]]]:
+    x = partial(random, device, dtype, ROWS, CHANNELS, seed=1)
+    weight = partial(random, device, dtype, OUTPUTS, CHANNELS, seed=2)
+
+    def scale() -> Tensor:
+        return torch.tensor(_SCALE, device=device)
+
+    def linear() -> dict[str, Any]:
+        bias = random(device, dtype, OUTPUTS, seed=3)
+        return exact(int8_linear, *quantize_int8(x()), *quantize_int8(weight()), bias, dtype)
+
+    return {
+        "rotate": lambda: exact(rotate, x()),
+        "quantize_int8/plain": lambda: exact(quantize_int8, x()),
+        "quantize_int8/rotated": lambda: exact(partial(quantize_int8, rotate=True), x()),
+        "quantize_nvfp4/plain": lambda: exact(quantize_nvfp4, x()),
+        "quantize_nvfp4/by_error": lambda: exact(partial(quantize_nvfp4, by_error=True), weight()),
+        "quantize_nvfp4/rotated": lambda: exact(partial(quantize_nvfp4, rotate=True), x(), scale()),
+        "dequantize_nvfp4": lambda: exact(dequantize_nvfp4, *quantize_nvfp4(weight()), dtype),
+        "nvfp4_to_int8": lambda: exact(nvfp4_to_int8, *quantize_nvfp4(weight(), by_error=True)),
+        "int8_linear": linear,
+    }
+
+
+def exact(call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The share of numbers that are not the reference's on a CPU, which must be 0, and whether a second call differs.
+
+    Any NaN is another NaN's equal.
+    """
+    with memory_of_nan():
+        found, again = (results_of(call(*arguments)) for _ in range(2))
+    with use("reference"):
+        wanted = results_of(call(*(x.cpu() if isinstance(x, Tensor) else x for x in arguments)))
+    apart = max(_differing(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
+    same = not any(_differing(one, other) for one, other in zip(found, again, strict=True))
+    return {"error": apart, "bound": 0.0, "correct": apart == 0 and same, "same_bits": same}
+
+
+def _differing(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return 1.0
+    if one.dtype == torch.float8_e4m3fn:
+        one, other = one.view(torch.uint8), other.view(torch.uint8)
+    return float(((one != other) & ~(one.isnan() & other.isnan())).double().mean())

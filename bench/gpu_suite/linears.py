@@ -1,0 +1,75 @@
+"""Linears in INT8 at the sizes of Wan 14B, quantization, bias and scales included, against 16 bits and torch's INT8."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from accel.kernels.int8 import int8_linear, quantize_int8
+from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
+from bench.gpu_suite.cells import Cells
+from bench.gpu_suite.clock import Case, answering, figures, take_turns
+from bench.gpu_suite.problems import random, relative
+
+TOKENS = (32_760, 75_600)
+# Channels and outputs: attention, and both halves of the feed-forward.
+SIZES = ((5120, 5120), (5120, 13_824), (13_824, 5120))
+# Rows whose error is looked at: in float64 all of them would not fit beside the rest.
+_SHOWN = 4096
+
+
+def run(cells: Cells, device: str, tiny: bool) -> None:
+    """A cell for each number of tokens and each linear."""
+    for tokens in (300,) if tiny else TOKENS:
+        for channels, outputs in ((256, 384),) if tiny else SIZES:
+            cells.run(f"{tokens}/{channels}x{outputs}", partial(_one, tokens, channels, outputs, device))
+
+
+def _one(tokens: int, channels: int, outputs: int, device: str) -> dict[str, Any]:
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    x = random(device, dtype, tokens, channels, seed=1)
+    weight = random(device, dtype, outputs, channels, seed=2)
+    bias = random(device, dtype, outputs, seed=3)
+    stored, kept, ready = quantize_int8(weight), quantize_nvfp4(weight, by_error=True), quantize_int8(x)
+    scale = torch.tensor(2.0**-7, device=device)
+
+    def from_nvfp4() -> Tensor:
+        return int8_linear(*quantize_int8(x), *nvfp4_to_int8(*kept), bias, dtype)
+
+    def of_torch() -> Tensor:
+        integers, row_scale = quantize_int8(x)
+        sums = torch._int_mm(integers, stored[0].T)
+        return (sums.float() * row_scale[:, None] * stored[1] + bias.float()).to(dtype)
+
+    products: dict[str, Case] = {
+        "int8, all": lambda: int8_linear(*quantize_int8(x), *stored, bias, dtype),
+        "int8, weight from nvfp4": from_nvfp4,
+        "nvfp4 weight, 16 bits": lambda: linear(x, dequantize_nvfp4(*kept, dtype), bias),
+    }
+    pieces: dict[str, Case] = {
+        "int8, kernel": lambda: int8_linear(*ready, *stored, bias, dtype),
+        "quantize_int8": lambda: quantize_int8(x),
+        "quantize_int8, rotated": lambda: quantize_int8(x, rotate=True),
+        "quantize_nvfp4, rotated": lambda: quantize_nvfp4(x, scale, rotate=True),
+        "nvfp4_to_int8": lambda: nvfp4_to_int8(*kept),
+    }
+    rivals, refused = answering({"torch._int_mm, unfused": lambda: of_torch})
+    cases: dict[str, Case] = {"linear": lambda: linear(x, weight, bias), **rivals, **products, **pieces}
+    wanted = linear(x, weight, bias)[:_SHOWN]
+    errors = {name: relative(case()[:_SHOWN], wanted) for name, case in {**rivals, **products}.items()}  # type: ignore[index]
+    times = take_turns(cases, device)
+    operations = 2 * tokens * channels * outputs
+    rows: dict[str, dict[str, float]] = {}
+    for name, time in times.items():
+        rows[name] = figures(time)
+        if name in errors or name in ("linear", "int8, kernel"):
+            rows[name]["tops"] = round(operations / time.median / 1e12, 1)
+            rows[name]["speed_up"] = round(times["linear"].median / time.median, 3)
+        if name in errors:
+            rows[name]["error"] = round(errors[name], 5)
+    share = times["nvfp4_to_int8"].median / times["int8, kernel"].median
+    return {"rows": rows, "conversion_share": round(share, 4), "refused": refused}
