@@ -5,8 +5,8 @@ a threshold, and for no more than `max_skips` steps. What is expected was found 
 step is decided before it begins, from numbers that have long arrived; it is decided once, on the guidance branch that
 comes first, and used for all, while each branch adds its own change.
 
-Published is one unit for each block and a change that is reused as it is. By our measurement
-(bench/results/cpu/tdc.md) one unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923,
+Published is one unit for each block and a change that is reused as it is. By what `python -m bench.tdc` prints
+one unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923,
 at order 1) is far better at equal speed, and holds the least memory: that is the default.
 """
 
@@ -39,7 +39,7 @@ class TemporalDeltaCacheConfig(MethodConfig):
     Attributes:
         threshold: Drift at which a unit is computed again, relative to its change; 0 skips nothing and gives the bits
             of the plain pipeline. The paper names no value; 0.1 is chosen by us.
-        max_skips: Most steps skipped in a row. The paper uses 2; 4 is chosen by us for a change that is continued.
+        max_skips: Most steps skipped in a row. The paper uses 2; 3 is chosen by us for a change that is continued.
         units: How many units of neighbouring blocks are decided on, each with a change of its own; "blocks" makes each
             block one, as published; "probe" computes the first block always and decides on all others by the drift of
             its change, as found in the same step (which waits for the device once a step). 1 is chosen by us.
@@ -59,7 +59,7 @@ class TemporalDeltaCacheConfig(MethodConfig):
     keyword: ClassVar[Keyword] = "cache"
 
     threshold: Annotated[float, Field(ge=0.0)] = 0.1
-    max_skips: Annotated[int, Field(ge=0)] = 4
+    max_skips: Annotated[int, Field(ge=0)] = 3
     units: Annotated[int, Field(ge=1)] | Literal["blocks", "probe"] = 1
     order: Literal[0, 1] = 1
     dense_steps: Fraction = 0.1

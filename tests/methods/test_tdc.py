@@ -149,7 +149,7 @@ def test_changes_along_a_line_are_exact_with_a_slope_alone() -> None:
     plain = {step: straight(step) @ matrix for step in range(8)}
     call = {"branches": ["cond"]}
     outputs, record = run(linear(), call=call, threshold=0.3)
-    assert skipped(record) == "cccssssc"
+    assert skipped(record) == "cccssscc"
     for step, expected in plain.items():
         torch.testing.assert_close(outputs[step, "cond"], expected, rtol=1e-10, atol=1e-10)
 
@@ -261,7 +261,7 @@ def test_hints_between_blocks_are_added_afresh() -> None:
 
     transformer = ToyDenoiser([lambda hidden, m=matrix: hidden @ m for matrix in MATRICES], between=hint)
     outputs, record = run(transformer, lambda _step: BASE, {"branches": ["cond"]})
-    assert skipped(record) == "cccssssc" and record["methods"]["tdc"]["reused"] == 4 * 6
+    assert skipped(record) == "cccssscc" and record["methods"]["tdc"]["reused"] == 3 * 6
     for step in range(8):
         torch.testing.assert_close(outputs[step, "cond"], outputs[0, "cond"], rtol=1e-12, atol=1e-12)
 
