@@ -5,9 +5,9 @@ a threshold, and for no more than `max_skips` steps. What is expected was found 
 step is decided before it begins, from numbers that have long arrived; it is decided once, on the guidance branch that
 comes first, and used for all, while each branch adds its own change.
 
-Published is one unit for each block and a change that is reused as it is. By what `python -m bench.tdc` prints, one unit
-of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923, at order 1) is far better at equal
-speed, and it holds the least memory: that is the default.
+Published is one unit for each block and a change that is reused as it is. By what `python -m bench.tdc` prints, one
+unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923, at order 1) is far better at
+equal speed, and it holds the least memory: that is the default.
 """
 
 from __future__ import annotations
