@@ -110,6 +110,27 @@ def repair_dot(builder: Builder) -> None:
     builder.create_dot = create_dot
 
 
+def repair_dot_scaled(builder: Builder) -> None:
+    """It is not there in Triton 3.6 and 3.7, and 3.9 takes the scales of NVFP4 for powers of two."""
+    interpreter.interpreter_semantic.dot_scaled = _dot_scaled
+
+
+def _dot_scaled(left, left_scale, left_format, right, right_scale, right_format, sums, *unused):
+    if (left_format, right_format) != ("e2m1", "e2m1"):
+        raise NotImplementedError(f"dot_scaled of {left_format} and {right_format} is not repaired")
+    product = np.matmul(_nvfp4(left, left_scale), _nvfp4(right.T, right_scale).T)
+    return tl.tensor(_handle(product + sums.handle.data, tl.float32), sums.type)
+
+
+def _nvfp4(codes: tl.tensor, scales: tl.tensor) -> np.ndarray:
+    """The numbers (rows, channels) of packed codes and E4M3 scales, each scale for 16 of a row."""
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    numbers = np.concatenate([magnitudes, -magnitudes])
+    bytes_ = codes.handle.data
+    each = np.stack([numbers[bytes_ & 15], numbers[bytes_ >> 4]], axis=-1).reshape(len(bytes_), -1)
+    return each * widen(scales.handle.data, tl.float8e4nv).repeat(16, axis=1)
+
+
 def repair_loop_bounds(builder: Builder) -> None:
     """numpy 2.4 no longer turns an array of one element into an int, as Triton 3.6 expects for `range(n)`."""
     patch_tensor = interpreter._patch_lang_tensor
@@ -125,5 +146,6 @@ REPAIRS: tuple[Callable[[Builder], None], ...] = (
     repair_casts,
     repair_bf16_arithmetic,
     repair_dot,
+    repair_dot_scaled,
     repair_loop_bounds,
 )

@@ -1,4 +1,4 @@
-"""The kernels whose results are exact, number formats and rotations: bit for bit what the reference form gives."""
+"""Number formats, rotations and products: bit for bit what the reference form gives, NVFP4 products within bounds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from accel.kernels.forms import use
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
+from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear
 from accel.kernels.rotation import rotate
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.problems import DTYPES, memory_of_nan, random, results_of
+from bench.gpu_suite.problems import BOUNDS, DTYPES, memory_of_nan, random, relative, results_of
 
 # Rows that no tile divides; channels that blocks of 128 divide, and more outputs than one tile has.
 ROWS, CHANNELS, OUTPUTS = 333, 1536, 700
@@ -39,6 +40,10 @@ def _on_floats(dtype: torch.dtype, device: str) -> dict[str, Callable[[], dict[s
         bias = random(device, dtype, OUTPUTS, seed=3)
         return exact(int8_linear, *quantize_int8(x()), *quantize_int8(weight()), bias, dtype)
 
+    def products() -> dict[str, Any]:
+        kept, bias = quantize_nvfp4(weight(), by_error=True), random(device, dtype, OUTPUTS, seed=3)
+        return near(dtype, nvfp4_linear, *quantize_nvfp4(x()), *kept, bias, dtype)
+
     return {
         "rotate": lambda: exact(rotate, x()),
         "quantize_int8/plain": lambda: exact(quantize_int8, x()),
@@ -49,6 +54,8 @@ def _on_floats(dtype: torch.dtype, device: str) -> dict[str, Callable[[], dict[s
         "dequantize_nvfp4": lambda: exact(dequantize_nvfp4, *quantize_nvfp4(weight()), dtype),
         "nvfp4_to_int8": lambda: exact(nvfp4_to_int8, *quantize_nvfp4(weight(), by_error=True)),
         "int8_linear": linear,
+        "nvfp4_linear": products,
+        "nvfp4_weight_linear": lambda: near(dtype, nvfp4_weight_linear, x(), *quantize_nvfp4(weight(), by_error=True)),
     }
 
 
@@ -57,13 +64,27 @@ def exact(call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
     Any NaN is another NaN's equal.
     """
+    found, again, wanted = _thrice(call, *arguments)
+    apart = max(_differing(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
+    same = not any(_differing(one, other) for one, other in zip(found, again, strict=True))
+    return {"error": apart, "bound": 0.0, "correct": apart == 0 and same, "same_bits": same}
+
+
+def near(dtype: torch.dtype, call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The relative error against the reference, which sums in float64, and whether a second call differs."""
+    found, again, wanted = _thrice(call, *arguments)
+    error = relative(found[0].cpu(), wanted[0])
+    same = torch.equal(found[0], again[0])
+    return {"error": error, "bound": BOUNDS[dtype], "correct": error < BOUNDS[dtype] and same, "same_bits": same}
+
+
+def _thrice(call: Callable[..., Any], *arguments: Any) -> tuple[tuple[Tensor, ...], ...]:
+    """The results of two calls on the device, and of the reference on a CPU."""
     with memory_of_nan():
         found, again = (results_of(call(*arguments)) for _ in range(2))
     with use("reference"):
         wanted = results_of(call(*(x.cpu() if isinstance(x, Tensor) else x for x in arguments)))
-    apart = max(_differing(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
-    same = not any(_differing(one, other) for one, other in zip(found, again, strict=True))
-    return {"error": apart, "bound": 0.0, "correct": apart == 0 and same, "same_bits": same}
+    return found, again, wanted
 
 
 def _differing(one: Tensor, other: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Linears in INT8 at the sizes of Wan 14B, quantization, bias and scales included, against 16 bits and torch's INT8."""
+"""Linears in INT8 and NVFP4 at the sizes of Wan 14B, all included, against 16 bits and torch's INT8."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
+from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear
 from bench.gpu_suite.cells import Cells
 from bench.gpu_suite.clock import Case, answering, figures, take_turns
 from bench.gpu_suite.problems import random, relative
@@ -48,7 +49,9 @@ def _one(tokens: int, channels: int, outputs: int, device: str) -> dict[str, Any
     products: dict[str, Case] = {
         "int8, all": lambda: int8_linear(*quantize_int8(x), *stored, bias, dtype),
         "int8, weight from nvfp4": from_nvfp4,
-        "nvfp4 weight, 16 bits": lambda: linear(x, dequantize_nvfp4(*kept, dtype), bias),
+        "nvfp4 weight, 16 bits": lambda: nvfp4_weight_linear(x, *kept, bias),
+        "nvfp4 weight, decoded before": lambda: linear(x, dequantize_nvfp4(*kept, dtype), bias),
+        "nvfp4, all": lambda: nvfp4_linear(*quantize_nvfp4(x, scale), *kept, bias, dtype),
     }
     pieces: dict[str, Case] = {
         "int8, kernel": lambda: int8_linear(*ready, *stored, bias, dtype),

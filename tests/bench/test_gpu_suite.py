@@ -173,7 +173,7 @@ def test_the_kernels_parts_on_a_cpu_and_a_run_that_is_killed(tmp_path: Path) -> 
     assert all(cell["state"] == "done" for part in parts.values() for cell in part.values())
     found = parts["correctness"]
     assert {name: found[name] for name in before} == before
-    assert len(found) == 3 * (12 + 3 + 1 + 9)
+    assert len(found) == 3 * (12 + 3 + 1 + 11)
     assert all(cell["correct"] and cell["same_bits"] for cell in found.values())
     assert all(0 < cell["error"] < cell["bound"] or cell["error"] == cell["bound"] == 0 for cell in found.values())
     (linear,) = parts["linears"].values()
@@ -185,7 +185,7 @@ def test_the_kernels_parts_on_a_cpu_and_a_run_that_is_killed(tmp_path: Path) -> 
     page = (tmp_path / "results.md").read_text()
     assert "no figure here says anything about a GPU" in page
     assert page.count("# tuning\n\nnothing was run.") == page.count("# pipelines\n\nnothing was run.") == 1
-    # What one run may bring back from a lent machine is few files.
+    # Few files, to be carried from one machine to another.
     files = {path.name for path in tmp_path.iterdir()}
     assert files <= {"environment.json", "results.md", *(f"{part}.json" for part in PARTS)}
 

@@ -11,6 +11,7 @@ from accel.kernels.block_statistics import triton as statistics
 from accel.kernels.delta import triton as delta
 from accel.kernels.int8 import triton as int8
 from accel.kernels.nvfp4 import triton as nvfp4
+from accel.kernels.nvfp4_linear import triton as nvfp4_linear
 from accel.kernels.rotation import triton as rotation
 from tests.aot import NARROW_LOAD, WIDE_LOAD, WIDE_STORE, Case
 
@@ -217,6 +218,43 @@ def format_case(kernel: str, variant: str, launch: Callable[[], object], *archs:
     )
 
 
+def stored(rows: int, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix in NVFP4."""
+    return (
+        meta(torch.uint8, rows, channels // 2),
+        meta(torch.float8_e4m3fn, rows, channels // 16),
+        meta(F32),
+    )
+
+
+def nvfp4_product(arch: int, instruction: str) -> Case:
+    """Activations and a feed-forward weight, both in NVFP4."""
+    rows, outputs, channels = 32_760, 13_824, 5120
+    return Case(
+        f"nvfp4_linear-on-{arch}",
+        lambda arch: nvfp4_linear.nvfp4_linear(
+            *stored(rows, channels), *stored(outputs, channels), meta(BF16, outputs), BF16
+        ),
+        requires={"_nvfp4_linear": (instruction,)},
+        forbids={},
+        archs=(arch,),
+    )
+
+
+def weight_product(arch: int, dtype: torch.dtype) -> Case:
+    """Activations as they are, a feed-forward weight in NVFP4."""
+    kernel = "_nvfp4_weight_linear"
+    return Case(
+        f"nvfp4_weight_linear-{str(dtype).removeprefix('torch.')}-on-{arch}",
+        lambda arch: nvfp4_linear.nvfp4_weight_linear(
+            meta(dtype, 32_760, 5120), *stored(13_824, 5120), meta(dtype, 13_824)
+        ),
+        requires={kernel: (TENSOR_CORES[arch],)} if dtype != F32 else {},
+        forbids={kernel: (r"\.tf32",)},
+        archs=(arch,),
+    )
+
+
 # Triton 3.6 and 3.7 have no tcgen05 for integers: sm_100 runs the instruction of sm_80.
 INT8_CORES = {
     80: r"mma\.sync[\w.]*\.s8\.s8",
@@ -227,7 +265,9 @@ INT8_CORES = {
 }
 ACTIVATIONS = meta(BF16, 32_760, 5120)
 SCALE = meta(F32)
-STORED = (meta(torch.uint8, 5120, 2560), meta(torch.float8_e4m3fn, 5120, 320), SCALE)
+STORED = stored(5120, 5120)
+# What multiplies two NVFP4 matrices; where nothing does, both are decoded.
+NVFP4_CORES = TENSOR_CORES | {100: r"tcgen05\.mma[\w.:]*mxf4nvf4", 120: r"mma\.sync[\w.:]*mxf4nvf4"}
 
 CASES = [
     *(linear(arch, instruction) for arch, instruction in INT8_CORES.items()),
@@ -246,6 +286,10 @@ CASES = [
         requires={},
         forbids={"_nvfp4_to_int8": (r"fma\.rn\.f32",)},
     ),
+    *(nvfp4_product(arch, instruction) for arch, instruction in NVFP4_CORES.items()),
+    *(weight_product(arch, BF16) for arch in TENSOR_CORES),
+    weight_product(80, F16),
+    weight_product(90, F32),
     compute("bf16", meta(BF16, *USUAL), meta(BF16, *USUAL)),
     compute("f32-previous", meta(F32, *USUAL), meta(F32, *USUAL), meta(F32, *USUAL)),
     compute("f16-strided-previous", without_text(F16), without_text(F16), meta(F16, *USUAL)),

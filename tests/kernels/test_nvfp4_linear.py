@@ -1,0 +1,154 @@
+"""nvfp4_linear and nvfp4_weight_linear: every form against float64, decoded or through block-scaled tensor cores."""
+
+import importlib
+import math
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from accel.kernels.forms import use
+from accel.kernels.nvfp4 import dequantize_nvfp4, quantize_nvfp4
+from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear, reference
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-5}
+# Rows, outputs, channels.
+SIZES = [(1, 1, 16), (5, 3, 48), (33, 35, 80), (16, 32, 64), (70, 17, 208)]
+
+
+@pytest.fixture
+def make(device, guarded):
+    generator = torch.Generator().manual_seed(5)
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return guarded(torch.randn(shape, generator=generator).to(dtype).to(device))
+
+    return make
+
+
+@pytest.fixture
+def stored(make):
+    """A matrix in NVFP4 whose rows differ in size."""
+    return lambda rows, channels: quantize_nvfp4(make(rows, channels) * make(rows, 1).exp())
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles so small that tiny matrices have several of them and ragged last ones."""
+    triton = pytest.importorskip("accel.kernels.nvfp4_linear.triton")
+    for name in ("TILE", "WIDE_TILE"):
+        monkeypatch.setattr(triton, name, (16, 16, 32))
+    monkeypatch.setattr(triton, "NATIVE_TILE", (16, 16, 64))
+    monkeypatch.setattr(triton, "TOGETHER", 2)
+    monkeypatch.setattr(importlib.import_module("accel.kernels.nvfp4_linear.cpu"), "_PIECE", 200)
+
+
+def close(made, expected, dtype):
+    assert made.dtype == dtype
+    error = (made.double() - expected).norm() / expected.norm().clamp(min=1e-30)
+    assert error <= BOUNDS[dtype]
+
+
+@pytest.mark.usefixtures("poisoned_memory", "small_tiles")
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_both_in_nvfp4(make, stored, dtype, sizes):
+    rows, outputs, channels = sizes
+    x, weight = stored(rows, channels), stored(outputs, channels)
+    expected = dequantize_nvfp4(*x, torch.float64) @ dequantize_nvfp4(*weight, torch.float64).T
+    close(nvfp4_linear(*x, *weight, dtype=dtype), expected, dtype)
+    bias = make(outputs, dtype=dtype)
+    result = nvfp4_linear(*x, *weight, bias, dtype)
+    assert result.is_contiguous()
+    close(result, expected + bias.double(), dtype)
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("poisoned_memory", "small_tiles")
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_instruction_for_both_gives_the_same(monkeypatch, sizes):
+    rows, outputs, channels = sizes
+    monkeypatch.setattr("accel.kernels.nvfp4_linear.triton.native", lambda x: True)
+    generator = torch.Generator().manual_seed(7)
+    x, weight = (quantize_nvfp4(torch.randn(count, channels, generator=generator)) for count in (rows, outputs))
+    bias = torch.randn(outputs, generator=generator)
+    with use("triton"):
+        close(nvfp4_linear(*x, *weight, bias), reference.nvfp4_linear(*x, *weight, bias, torch.float64), torch.float32)
+
+
+@pytest.mark.usefixtures("poisoned_memory", "small_tiles")
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_weight_alone_in_nvfp4(make, stored, dtype, sizes):
+    rows, outputs, channels = sizes
+    x, weight = make(rows, channels, dtype=dtype), stored(outputs, channels)
+    expected = x.double() @ dequantize_nvfp4(*weight, torch.float64).T
+    close(nvfp4_weight_linear(x, *weight), expected, dtype)
+    bias = make(outputs)
+    close(nvfp4_weight_linear(x, *weight, bias), expected + bias.double(), dtype)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("shape", [(0, 3, 16), (4, 0, 16), (3, 5, 0)])
+def test_nothing_to_multiply(make, stored, shape):
+    rows, outputs, channels = shape
+    x, weight, bias = make(rows, channels), stored(outputs, channels), make(outputs)
+    expected = bias.expand(rows, outputs)
+    assert torch.equal(nvfp4_weight_linear(x, *weight, bias), expected)
+    assert torch.equal(nvfp4_linear(*stored(rows, channels), *weight, bias), expected)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_strided_views(make, stored):
+    weight = stored(6, 64)
+    expected = dequantize_nvfp4(*weight, torch.float64).T
+    for x in (make(9, 128)[::2, :64], make(64, 9).T):
+        close(nvfp4_weight_linear(x, *weight), x.double() @ expected, torch.float32)
+    codes, scales, tensor_scale = stored(12, 64)
+    x = codes[::2], scales[::2], tensor_scale
+    close(nvfp4_linear(*x, *weight), dequantize_nvfp4(*x, torch.float64) @ expected, torch.float32)
+
+
+def test_a_row_that_is_not_finite_is_nan(make, stored):
+    values = make(3, 64)
+    values[1, 20] = math.inf
+    x, weight = quantize_nvfp4(values, torch.ones((), device=values.device)), stored(4, 64)
+    assert nvfp4_linear(*x, *weight).isnan().all(1).tolist() == [False, True, False]
+    assert nvfp4_linear(*weight, *x).isnan().all(0).tolist() == [False, True, False]
+    assert nvfp4_weight_linear(make(5, 64), *x).isnan().all(0).tolist() == [False, True, False]
+
+
+def test_autocast_shortens_nothing(make, stored):
+    x, weight = make(8, 64), stored(8, 64)
+    plain = nvfp4_weight_linear(x, *weight)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        assert torch.equal(nvfp4_weight_linear(x, *weight), plain)
+
+
+def test_refusals(make, stored):
+    x, weight = make(4, 64), stored(6, 64)
+    with pytest.raises(ValueError, match="takes a weight of 32 channels, as x has: it has 64"):
+        nvfp4_weight_linear(x[:, :32], *weight)
+    with pytest.raises(ValueError, match="takes a weight of 32 channels, as x has: it has 64"):
+        nvfp4_linear(*stored(4, 32), *weight)
+    with pytest.raises(ValueError, match=r"takes bias of shape \(6,\): it has shape \(5,\)"):
+        nvfp4_weight_linear(x, *weight, make(5))
+    with pytest.raises(ValueError, match="takes matrices: x has the shape"):
+        nvfp4_weight_linear(x[0], *weight)
+    with pytest.raises(TypeError, match="takes codes as uint8: it is int8"):
+        nvfp4_weight_linear(x, weight[0].view(torch.int8), *weight[1:])
+    with pytest.raises(TypeError, match="result is int8"):
+        nvfp4_linear(*stored(4, 64), *weight, dtype=torch.int8)
+
+
+def test_one_graph_when_compiled(make, stored):
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def both(x, weight, bias):
+        return nvfp4_linear(*quantize_nvfp4(x, weight[2]), *weight, bias, x.dtype) + nvfp4_weight_linear(x, *weight)
+
+    x, weight, bias = make(4, 64), stored(6, 64), make(6)
+    expected = nvfp4_linear(*quantize_nvfp4(x, weight[2]), *weight, bias, x.dtype) + nvfp4_weight_linear(x, *weight)
+    assert torch.equal(both(x, weight, bias), expected) and counter.frame_count == 1
