@@ -24,7 +24,9 @@ from accel.runtime.clock import Moment
 
 Tail = Literal["hybrid", "zeroth", "none"]
 Blocks = tuple[Tensor, Tensor]
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Of image tokens: with fewer there is nothing to choose from.
+FEWEST_BLOCKS = 2
 
 
 class NotInBlocks(Exception):
@@ -132,7 +134,7 @@ def put_into_blocks(
     if grid is None or words is None or math.prod(grid) + words != tokens:
         raise NotInBlocks(f"the {tokens} tokens are not one grid of image tokens and {words or 0} of text")
     image = math.prod(grid)
-    if image < 2 * block_size:
+    if image < FEWEST_BLOCKS * block_size:
         raise NotInBlocks(f"{image} image tokens are fewer than two blocks of {block_size}")
     arrangement = arrange(
         grid,
@@ -169,7 +171,7 @@ def _of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tenso
     if torch.is_autocast_enabled(kind):
         short = torch.get_autocast_dtype(kind)
         query, key, value = (tensor if tensor.dtype == torch.float64 else tensor.to(short) for tensor in tensors)
-    if not query.dtype == key.dtype == value.dtype or query.dtype not in _DTYPES:
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
         names = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
         raise NotInBlocks(f"there are no kernels for tensors in {names}")
     return query, key, value
