@@ -38,7 +38,8 @@ class Needs:
     """What a method needs of the place where it is to stand; what is empty or 0 asks for nothing.
 
     Attributes:
-        attention: softmax attention among image tokens, in modules that can be stood in for.
+        attention: kinds of softmax attention among image tokens, as in `accel.pipelines.facts.AttentionSite`, that it
+            works on, in modules that can be stood in for; every one on the family must be among them.
         head_sizes: channels that a head of this attention may have.
         dtypes: what the denoisers may compute in.
         guidance: forms of guidance, as in `accel.pipelines.facts.Guidance`.
@@ -47,7 +48,7 @@ class Needs:
         token_blocks: calls with fewer blocks of image tokens run as in the plain pipeline.
     """
 
-    attention: bool = False
+    attention: tuple[str, ...] = ()
     head_sizes: range = range(0)
     dtypes: tuple[str, ...] = ()
     guidance: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class Needs:
         found = []
         if self.attention:
             sizes = f", heads of {sizes_in_words(self.head_sizes)} channels" if self.head_sizes else ""
-            found.append(f"softmax attention among image tokens{sizes}")
+            found.append(f"{either(self.attention)} attention among image tokens{sizes}")
         if self.dtypes:
             found.append(either(self.dtypes))
         if self.guidance:

@@ -54,6 +54,13 @@ class Place:
     blocks: tuple[tuple[str, str], ...] = ()
     heads: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None
 
+    @property
+    def kinds(self) -> set[str]:
+        """Of the attentions among image tokens."""
+        beside = itertools.chain.from_iterable(self.family.beside.values())
+        stacks = (*self.family.stacks, *beside)
+        return {site.kind for stack in stacks for site in stack.attention if site.kind != "cross"}
+
     @classmethod
     def of(cls, facts: PipelineFacts) -> Place:
         """The place that a pipeline is."""
@@ -151,6 +158,12 @@ def _check_alone(config: MethodConfig) -> None:
 
 def _check_needs(name: str, needs: Needs, place: Place) -> None:
     if needs.attention:
+        foreign = next((kind for kind in place.kinds if kind not in needs.attention), None)
+        if foreign is not None:
+            raise AccelError(
+                f"{name} works on {either(needs.attention)} attention, and that of {place.family.title} is {foreign} "
+                f"attention{_without(lambda other: not other.attention or foreign in other.attention)}"
+            )
         heads = place.heads()
         if heads is not None and not heads:
             raise AccelError(

@@ -61,7 +61,7 @@ class SparseAttention(Method):
 
     slot: ClassVar[Slot] = "attention"
     needs: ClassVar[Needs] = Needs(
-        attention=True,
+        attention=("self", "joint"),
         head_sizes=range(8, LARGEST_HEAD + 1, 8),
         dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES),
         devices=FAST_DEVICES,

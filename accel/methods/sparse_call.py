@@ -15,6 +15,7 @@ from torch import Tensor
 
 from accel.kernels.arrangement import RASTER, Arrangement, arrange
 from accel.kernels.block_attention import block_attention, dense_attention
+from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import BlockStatistics, block_means, block_statistics
 from accel.kernels.blocks import number_of_blocks
 from accel.kernels.selection import kept_number, top_blocks
@@ -102,6 +103,20 @@ class SparseCall:
     def dense(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of some queries over everything."""
         return dense_attention(self.query[:, rows], self.key, self.value, **self._shared)
+
+    def mass(self, lse: Tensor, mean_key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The share of attention that the image queries, whose log-sum-exp is (B, H, S_image), give to each block, and
+        what one token of mean key would get in its stead, where there are such; both (B, H, NQ, N)."""
+        return block_mass(
+            self.image_query,
+            self.key,
+            lse,
+            self.block_size,
+            self.sizes,
+            query_sizes=self.image_sizes,
+            mean_key=mean_key,
+            scale=self.scale,
+        )
 
     def beside_text(self, out: Tensor) -> Tensor:
         """The result of the image queries joined by that of the text queries, which are dense."""
