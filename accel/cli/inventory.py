@@ -56,10 +56,16 @@ def _families() -> dict[str, Any]:
 
 
 def _family(family: Family) -> dict[str, Any]:
+    import accel.methods  # noqa: F401
+    from accel.methods.base import registered
+    from accel.methods.rules import refusal
+
+    refused = {name: why for name in sorted(registered()) if (why := refusal([name], family)) is not None}
     return {
         "title": family.title,
         "pipelines": sorted(family.pipelines),
         "transformers": list(family.transformers),
+        "refused_methods": refused,
     }
 
 
@@ -109,22 +115,29 @@ def _machine() -> dict[str, Any]:
 
 
 def _together() -> list[dict[str, Any]]:
-    """Every two methods, with the families on which their defaults do not stand together, and why."""
+    """Every two methods, the families that take both, and those that take each, but not both together, and why."""
     from accel.methods.rules import pairs
     from accel.pipelines.families import families
 
-    refused: dict[tuple[str, str], dict[str, str]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for name, family in families().items():
         for one, other, why in pairs(family):
-            refused.setdefault((one, other), {}).update({} if why is None else {name: why})
-    return [{"methods": list(two), "refused": why} for two, why in refused.items()]
+            pair = found.setdefault((one, other), {"methods": [one, other], "on": [], "refused": {}})
+            if why is None:
+                pair["on"].append(name)
+            else:
+                pair["refused"][name] = why
+    return list(found.values())
 
 
 def _lines(data: dict[str, Any]) -> list[str]:
     blocks: list[list[str]] = []
     if "families" in data:
-        families = [(n, f["title"], ", ".join(f["pipelines"])) for n, f in data["families"].items()]
-        blocks.append(["Families", *columns(families)])
+        rows = [
+            (name, family["title"], _who(family["refused_methods"]), ", ".join(family["pipelines"]))
+            for name, family in data["families"].items()
+        ]
+        blocks.append(["Families", *columns(rows)])
     if "methods" in data:
         lines = ["Methods"]
         for name, method in data["methods"].items():
@@ -135,9 +148,8 @@ def _lines(data: dict[str, Any]) -> list[str]:
                 lines.append(f"      needs {'; '.join(method['needs'])}")
         blocks.append(lines)
     if "together" in data:
-        known = len(data["families"])
-        rows = [(" and ".join(two["methods"]), _pair(two["refused"], known)) for two in data["together"]]
-        blocks.append(["Two methods, with their defaults", *columns(rows)])
+        pairs = [(" and ".join(two["methods"]), _pair(two)) for two in data["together"]]
+        blocks.append(["Two methods, with their defaults", *columns(pairs)])
     if "presets" in data:
         blocks.append(["Presets", *columns([(name, p["in_words"]) for name, p in data["presets"].items()])])
     if "machine" in data:
@@ -147,10 +159,15 @@ def _lines(data: dict[str, Any]) -> list[str]:
     return [line for block in blocks for line in [*block, ""]][:-1]
 
 
-def _pair(refused: dict[str, str], known: int) -> str:
+def _who(refused: dict[str, str]) -> str:
+    return f"not {', '.join(refused)}" if refused else "all methods"
+
+
+def _pair(pair: dict[str, Any]) -> str:
     """What is said of two methods: the families are named where they differ."""
+    refused = pair["refused"]
     if not refused:
         return "stand together"
-    if len(refused) == known and len(set(refused.values())) == 1:
+    if not pair["on"] and len(set(refused.values())) == 1:
         return next(iter(refused.values()))
     return "stand together, but not on " + ", nor on ".join(f"{name} ({why})" for name, why in refused.items())

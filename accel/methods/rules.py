@@ -126,8 +126,9 @@ def refusal(names: Sequence[str], family: Family) -> str | None:
 
 
 def pairs(family: Family) -> list[tuple[str, str, str | None]]:
-    """Every two methods, and why they cannot stand together on a family with their defaults; None where they can."""
-    return [(*two, refusal(two, family)) for two in itertools.combinations(sorted(registered()), 2)]
+    """Every two methods that stand on a family, and why not together with their defaults; None where they do."""
+    standing = [name for name in sorted(registered()) if refusal([name], family) is None]
+    return [(*two, refusal(two, family)) for two in itertools.combinations(standing, 2)]
 
 
 def _method(config: MethodConfig) -> type[Method]:

@@ -31,7 +31,7 @@ def test_everything_is_listed(make: Accel) -> None:
     assert data["methods"]["delta"]["keyword"] == "cache"
     assert data["methods"]["delta"]["needs"][0] == "runs of 8 steps or more, to bring much"
     together = {tuple(pair["methods"]): pair["refused"] for pair in data["together"]}
-    assert together["adaspa", "tdc"] == {}
+    assert together["adaspa", "tdc"] == {} and data["families"]["wan"]["refused_methods"] == {}
     assert set(together["delta", "tdc"]) == set(families()), "refused on every family"
     assert {name: AccelConfig.from_dict(p["config"]) for name, p in data["presets"].items()} == {
         name: AccelConfig.from_dict(p) for name, p in PRESETS.items()

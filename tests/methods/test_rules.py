@@ -148,10 +148,10 @@ def test_float64_is_refused_before_anything_is_installed() -> None:
 
 
 def test_every_pair_is_judged_on_every_family() -> None:
-    names = sorted(registered())
     for family in families().values():
+        standing = sum(refusal([name], family) is None for name in registered())
         found = pairs(family)
-        assert len(found) == len(names) * (len(names) - 1) // 2
+        assert len(found) == standing * (standing - 1) // 2 > 0
         for one, other, why in found:
             same = registered()[one].method.slot == registered()[other].method.slot
             assert not same or (why is not None and why.endswith("use one of the two"))
@@ -162,7 +162,7 @@ def test_three_are_refused_where_two_of_them_are() -> None:
     """So that a table of pairs says everything."""
     for family in families().values():
         wrong = {(one, other) for one, other, why in pairs(family) if why}
-        for one in sorted(registered()):
+        for one in {name for pair in pairs(family) for name in pair[:2]}:
             for two, three, _ in pairs(family):
                 names = sorted({one, two, three})
                 if len(names) == 3:
