@@ -21,8 +21,10 @@ def about(entry: Registered) -> dict[str, Any]:
 
 
 def meanings(config: type[MethodConfig]) -> dict[str, str]:
-    """Per setting the first sentence of its entry in the class's docstring."""
-    documented = _attributes(inspect.getdoc(config) or "")
+    """Per setting the first sentence of its entry in the docstring of the class or of a base."""
+    documented: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        documented |= _attributes(inspect.cleandoc(base.__doc__ or ""))
     return {name: _sentence(documented.get(name, "")) for name in config.model_fields}
 
 

@@ -19,10 +19,10 @@ class MethodCase:
     active: dict[str, Any]
     identity: dict[str, Any]
     acted: Callable[[dict[str, Any]], bool]
-    # One that asks for something, and leaves the method nothing to do in eight steps.
-    idle: MethodConfig
     # A cache adds what it kept, so that equal inputs must give equal outputs on every step.
     exact_on_equal_inputs: bool = False
+    # A setting that asks for something, and leaves the method nothing to do in eight steps; None where there is none.
+    idle: MethodConfig | None = None
     # How far, relative to the result, the forms of its operations may be apart.
     forms_apart: float = 1e-4
 
