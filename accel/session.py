@@ -13,6 +13,7 @@ import torch
 from accel.config import CONFIG_NAME, AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.methods.base import Context, Method, MethodConfig, registered
+from accel.methods.rules import Place, checked, remarks
 from accel.pipelines.families import families
 from accel.pipelines.sites import Denoiser, PipelineFacts, inspect_pipeline, token_grid
 from accel.presets import PRESETS, preset
@@ -42,7 +43,8 @@ class Session:
         self._hooks = HookSet(self)
         self._undo: list[Callable[[], None]] = []
         context = Context(facts, self._clock, self._board, self._recorder, self._hooks)
-        self._methods: list[Method] = [registered()[c.method].method(c, context) for c in config.methods]
+        configs = checked(config.methods, Place.of(facts))
+        self._methods: list[Method] = [registered()[c.method].method(c, context) for c in configs]
         self._final: Summary | None = None
         self._warned = False
         self._outside_before = 0
@@ -68,7 +70,6 @@ class Session:
         """Puts everything in place, or nothing when something fails on the way."""
         if self.enabled or self._final is not None:
             raise AccelError("a session is installed once: call accel.enable again for another")
-        _check_slots(self._methods)
         try:
             for method in self._methods:
                 self._undo.extend(method.install())
@@ -108,13 +109,13 @@ class Session:
     def _start_run(self, num_steps: int) -> None:
         displaced = self._displaced()
         self._outside_before = self._recorder.outside_calls
-        self._recorder.start_run(num_steps, torch.device(getattr(self._pipe, "_execution_device", "cpu")))
+        device = torch.device(getattr(self._pipe, "_execution_device", "cpu"))
+        self._recorder.start_run(num_steps, device)
         self._clock.start_run(num_steps)
         for method in self._methods:
             method.start_run(num_steps)
-            if num_steps < method.few_steps:
-                name = method.config.method
-                self._recorder.note(f"{name} brings little with fewer than {method.few_steps} steps: {num_steps} here")
+            for text in remarks(method, num_steps, device.type):
+                self._recorder.note(text)
         for text in displaced:
             self._recorder.note(text)
         for text in displaced:
@@ -334,15 +335,6 @@ def _check_free(pipe: Any, facts: PipelineFacts) -> None:
             raise AccelError(
                 f"a cache of diffusers is on in pipe.{denoiser.name}: call pipe.{denoiser.name}.disable_cache() first"
             )
-
-
-def _check_slots(methods: list[Method]) -> None:
-    taken: dict[str, str] = {}
-    for method in methods:
-        name = method.config.method
-        if method.slot in taken:
-            raise AccelError(f"{taken[method.slot]} and {name} both take the {method.slot}: use one of the two")
-        taken[method.slot] = name
 
 
 def _session(pipe: Any) -> Session | None:

@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,34 @@ def load_pipeline(
         folder = Path(model).expanduser().absolute()
         pipe = _load(pipeline_class(read_index(folder), folder), folder, dtype, kwargs)
     return pipe if place is None else pipe.to(place)
+
+
+def look_up(model: str | Path = "demo", *, configs: Collection[str] = ()) -> tuple[type[DiffusionPipeline], Path]:
+    """The class of a model's pipeline and the folder with its index, without any weights.
+
+    `model` is as in `load_pipeline`, and so are the refusals. Of a hub id, the index is fetched unless it is in the
+    cache, and so are the `config.json` of the components named in `configs`, where it has them.
+    """
+    if model == "demo":
+        from accel.pipelines.demo.pipeline import CLASSES
+
+        return CLASSES["standard"], demo.weights_folder("standard")
+    hub_id = _hub_id(model)
+    if hub_id is None:
+        folder = Path(model).expanduser().absolute()
+        return pipeline_class(read_index(folder), folder), folder
+    try:
+        folder = Path(hf_hub_download(hub_id, INDEX)).parent
+        index = read_index(folder)
+        for name in configs:
+            if name in index:
+                with suppress(EntryNotFoundError):
+                    hf_hub_download(hub_id, f"{name}/config.json")
+    except AccelError:
+        raise
+    except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
+        raise AccelError(_hub_refusal(hub_id, error)) from error
+    return pipeline_class(index, hub_id), folder
 
 
 def source(pipe: DiffusionPipeline) -> Path | str | None:

@@ -86,7 +86,7 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
 
     Raises `AccelError` when the family is not known, or when the modules differ from the family's facts.
     """
-    family, guidance = _family_of(pipe)
+    family, guidance = family_of(type(pipe))
     present = {name: module for name in family.denoisers if (module := getattr(pipe, name, None)) is not None}
     if not present:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
@@ -116,16 +116,17 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
     return time, height, width
 
 
-def _family_of(pipe: Any) -> tuple[Family, Guidance]:
+def family_of(pipeline: type) -> tuple[Family, Guidance]:
+    """The family of a pipeline's class, and how this class guides. Raises `AccelError` when the family is not known."""
     known = families().values()
     # A user's subclass of a known pipeline behaves as its base does.
-    for base in type(pipe).__mro__:
+    for base in pipeline.__mro__:
         for family in known:
             if base.__name__ in family.pipelines:
                 return family, family.pipelines[base.__name__]
     covered = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in known)
     raise AccelError(
-        f"{type(pipe).__name__} is of no family that Accel knows ({covered}); "
+        f"{pipeline.__name__} is of no family that Accel knows ({covered}); "
         "a family is added with one file in pipelines/families (see CONTRIBUTING.md)"
     )
 

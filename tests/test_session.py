@@ -172,6 +172,18 @@ def test_summary_in_three_forms_before_and_after_disable(pipe: Any) -> None:
     assert "576 tokens (3×12×16)" in str(summary)
 
 
+def test_the_summary_tells_the_settings_as_they_held(pipe: Any) -> None:
+    config = accel.AccelConfig(attention={"method": "pisa", "tail": "none"}, cache="flashblock")
+    with accel.enable(pipe, config) as session:
+        TINY["wan"].run(pipe)
+    data = session.summary().to_dict()
+    assert accel.AccelConfig.from_dict(data["config"]) == config and data["config"]["attention"]["density"] is None
+    assert data["settings"]["pisa"]["density"] == 0.125 and "density=0.125, tail=none" in str(session.summary())
+    assert data["settings"]["flashblock"]["density"] is None, "the attention beside it decides"
+    with accel.enable(pipe, cache="flashblock") as session:
+        assert session.summary().to_dict()["settings"]["flashblock"]["density"] == 0.25
+
+
 def test_too_few_steps_say_that_nothing_was_done(pipe: Any) -> None:
     with (
         accel.enable(pipe, cache="delta", dense_steps=1.0) as session,

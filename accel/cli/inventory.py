@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from accel.cli import foresight
+from accel.cli.documented import about, meanings
 from accel.cli.environment import describe_device, devices
 from accel.cli.printing import Format, FormatOption, columns, emit, say
-from accel.errors import AccelError
 
 if TYPE_CHECKING:
-    from accel.methods.base import MethodConfig
     from accel.pipelines.facts import Family
-
-_INDEX = "model_index.json"
 
 
 def list_everything(
     preset: Annotated[str | None, typer.Option("--preset", help="Only this preset, with all its settings.")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Only what concerns this model: demo, or a folder.", metavar="MODEL"),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Only this model (demo, a folder or a hub id) and all that the preset turns on there.",
+            metavar="MODEL",
+        ),
     ] = None,
     form: FormatOption = Format.HUMAN,
 ) -> None:
     """Lists families, methods with their settings, presets, and what this machine can run."""
-    data: dict[str, Any] = {}
     if model is not None:
-        data["model"] = _model(model)
-    if preset is not None:
-        data["presets"] = {preset: _presets()[preset]} if preset in _presets() else _no_preset(preset)
-    if not data:
-        data = {"families": _families(), "methods": _methods(), "presets": _presets(), "machine": _machine()}
+        data = foresight.foresee(model, preset)
+    elif preset is not None:
+        data = {"presets": {preset: _presets()[preset]} if preset in _presets() else _no_preset(preset)}
+    else:
+        data = {
+            "families": _families(),
+            "methods": _methods(),
+            "together": _together(),
+            "presets": _presets(),
+            "machine": _machine(),
+        }
     if form is Format.JSON:
         emit(data)
         return
-    for line in _lines(data):
+    for line in _lines(data) if model is None else foresight.lines(data):
         say(line, form)
 
 
@@ -51,10 +56,16 @@ def _families() -> dict[str, Any]:
 
 
 def _family(family: Family) -> dict[str, Any]:
+    import accel.methods  # noqa: F401
+    from accel.methods.base import registered
+    from accel.methods.rules import refusal
+
+    refused = {name: why for name in sorted(registered()) if (why := refusal([name], family)) is not None}
     return {
         "title": family.title,
         "pipelines": sorted(family.pipelines),
         "transformers": list(family.transformers),
+        "refused_methods": refused,
     }
 
 
@@ -64,38 +75,14 @@ def _methods() -> dict[str, Any]:
 
     return {
         name: {
-            "keyword": entry.config.keyword,
-            "summary": _first_line(inspect.getdoc(inspect.getmodule(entry.method)) or ""),
-            "settings": _settings(entry.config),
+            **about(entry),
+            "settings": {
+                setting: {"default": entry.config.model_fields[setting].default, "meaning": meaning}
+                for setting, meaning in meanings(entry.config).items()
+            },
         }
         for name, entry in sorted(registered().items())
     }
-
-
-def _settings(config: type[MethodConfig]) -> dict[str, Any]:
-    """Per field its default and the first sentence of its line in the class's docstring."""
-    documented = _attributes(inspect.getdoc(config) or "")
-    return {
-        name: {"default": field.default, "meaning": _sentence(documented.get(name, ""))}
-        for name, field in config.model_fields.items()
-    }
-
-
-def _attributes(doc: str) -> dict[str, str]:
-    """The entries of a docstring's section "Attributes:", each on one line."""
-    _, _, section = doc.partition("Attributes:\n")
-    found: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        entry = re.match(r" {4}(\w+): (.*)", line)
-        if entry:
-            name = entry[1]
-            found[name] = entry[2]
-        elif name and line.startswith(" " * 8):
-            found[name] += f" {line.strip()}"
-        elif line.strip():
-            break
-    return found
 
 
 def _presets() -> dict[str, Any]:
@@ -127,48 +114,42 @@ def _machine() -> dict[str, Any]:
     return {"cpu": True, "devices": found, "no_devices": reason, "triton": triton, "kernels": kernels}
 
 
-def _model(model: str) -> dict[str, Any]:
-    """What is known of a model without loading it."""
-    from accel.config import CONFIG_NAME, AccelConfig
-    from accel.pipelines import demo
+def _together() -> list[dict[str, Any]]:
+    """Every two methods, the families that take both, and those that take each, but not both together, and why."""
+    from accel.methods.rules import pairs
     from accel.pipelines.families import families
-    from accel.pipelines.folders import pipeline_class, read_index
 
-    if model != "demo" and not Path(model).is_dir():
-        raise AccelError(f"there is no folder {model}; accel list --model takes demo or a folder that has {_INDEX}")
-    folder = demo.weights_folder() if model == "demo" else Path(model)
-    pipeline = pipeline_class(read_index(folder), folder)
-    names = {base.__name__ for base in pipeline.__mro__}
-    family = next((f for f in families().values() if names & set(f.pipelines)), None)
-    if family is None:
-        raise AccelError(
-            f"{pipeline.__name__} is of no family that Accel knows ({', '.join(families())}); "
-            "--preset none runs it plainly"
-        )
-    beside = AccelConfig.from_pretrained(folder).to_dict() if (folder / CONFIG_NAME).is_file() else None
-    return {
-        "name": model,
-        "pipeline": pipeline.__name__,
-        "family": family.name,
-        **_family(family),
-        "config": beside,
-    }
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, family in families().items():
+        for one, other, why in pairs(family):
+            pair = found.setdefault((one, other), {"methods": [one, other], "on": [], "refused": {}})
+            if why is None:
+                pair["on"].append(name)
+            else:
+                pair["refused"][name] = why
+    return list(found.values())
 
 
 def _lines(data: dict[str, Any]) -> list[str]:
     blocks: list[list[str]] = []
-    if "model" in data:
-        blocks.append(_model_lines(data["model"]))
     if "families" in data:
-        families = [(n, f["title"], ", ".join(f["pipelines"])) for n, f in data["families"].items()]
-        blocks.append(["Families", *columns(families)])
+        rows = [
+            (name, family["title"], _who(family["refused_methods"]), ", ".join(family["pipelines"]))
+            for name, family in data["families"].items()
+        ]
+        blocks.append(["Families", *columns(rows)])
     if "methods" in data:
         lines = ["Methods"]
         for name, method in data["methods"].items():
             lines.append(f"  --{method['keyword']} {name}: {method['summary']}")
             settings = [(f"{n}={s['default']}", s["meaning"]) for n, s in method["settings"].items()]
             lines += columns(settings, indent="      ")
+            if method["needs"]:
+                lines.append(f"      needs {'; '.join(method['needs'])}")
         blocks.append(lines)
+    if "together" in data:
+        pairs = [(" and ".join(two["methods"]), _pair(two)) for two in data["together"]]
+        blocks.append(["Two methods, with their defaults", *columns(pairs)])
     if "presets" in data:
         blocks.append(["Presets", *columns([(name, p["in_words"]) for name, p in data["presets"].items()])])
     if "machine" in data:
@@ -178,17 +159,15 @@ def _lines(data: dict[str, Any]) -> list[str]:
     return [line for block in blocks for line in [*block, ""]][:-1]
 
 
-def _model_lines(model: dict[str, Any]) -> list[str]:
-    own = "accel_config.json beside the model" if model["config"] else "the preset balanced"
-    return [
-        f"{model['name']}: {model['pipeline']}",
-        *columns([("family", f"{model['family']}, {model['title']}"), ("used when nothing is asked for", own)]),
-    ]
+def _who(refused: dict[str, str]) -> str:
+    return f"not {', '.join(refused)}" if refused else "all methods"
 
 
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0].strip()
-
-
-def _sentence(text: str) -> str:
-    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
+def _pair(pair: dict[str, Any]) -> str:
+    """What is said of two methods: the families are named where they differ."""
+    refused = pair["refused"]
+    if not refused:
+        return "stand together"
+    if not pair["on"] and len(set(refused.values())) == 1:
+        return next(iter(refused.values()))
+    return "stand together, but not on " + ", nor on ".join(f"{name} ({why})" for name, why in refused.items())

@@ -7,7 +7,7 @@ is concentrated give part of their budget to heads whose mass is not.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -15,8 +15,19 @@ from accel.errors import AccelError
 from accel.kernels.selection import head_budgets, kept_number, top_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register
 from accel.methods.block_search import BlockSearch
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention, Tiling
+from accel.methods.needs import Brings, Slot
+from accel.methods.sparse_attention import (
+    BRINGS_A_TAIL,
+    BRINGS_AN_ORDER,
+    BlockSize,
+    Density,
+    Fraction,
+    Places,
+    SparseAttention,
+    Tiling,
+)
 from accel.methods.sparse_call import Blocks, SparseCall, Tail, highest_blocks
+from accel.pipelines.facts import Family
 from accel.runtime.clock import Moment
 
 
@@ -42,6 +53,7 @@ class AdaSpaConfig(MethodConfig):
 
     method: ClassVar[str] = "adaspa"
     keyword: ClassVar[Keyword] = "attention"
+    brings: ClassVar[tuple[Brings, ...]] = (BRINGS_A_TAIL, BRINGS_AN_ORDER)
 
     density: Density = 0.2
     search_steps: Places = (0.2, 0.6)
@@ -51,7 +63,7 @@ class AdaSpaConfig(MethodConfig):
     block_size: BlockSize = 64
     tiling: Tiling = "call"
 
-    def resolved(self) -> AdaSpaConfig:
+    def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
         """The same with the published recall where nothing is said; refuses one that nothing would read."""
         if self.head_adaptive:
             return self if self.recall is not None else self.model_copy(update={"recall": _RECALL})
@@ -72,7 +84,7 @@ class AdaSpa(SparseAttention):
     config: Any
 
     def __init__(self, config: AdaSpaConfig, context: Context) -> None:
-        super().__init__(config.resolved(), context)
+        super().__init__(config, context)
         self._search = BlockSearch(config.search_steps, self.note_search)
 
     def start_run(self, num_steps: int) -> None:

@@ -7,12 +7,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accel.errors import AccelError
 from accel.methods.handover import Handover
+from accel.methods.needs import Brings, Needs, Slot
+from accel.pipelines.facts import Family
 from accel.pipelines.sites import PipelineFacts
 from accel.runtime.board import Board
 from accel.runtime.clock import Clock, Moment
@@ -20,7 +22,6 @@ from accel.runtime.hooks import HookSet
 from accel.runtime.recorder import Recorder, RunRecord
 
 Keyword = Literal["attention", "cache", "quantize"]
-Slot = Literal["attention", "prior", "blocks", "linears"]
 
 
 class MethodConfig(BaseModel):
@@ -33,12 +34,19 @@ class MethodConfig(BaseModel):
     keyword: ClassVar[Keyword]
     # Settings that are its own only where no sparse attention stands beside it.
     alone: ClassVar[frozenset[str]] = frozenset()
+    # What its settings bring along that rules speak of.
+    brings: ClassVar[tuple[Brings, ...]] = ()
 
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
             raise AccelError(f"{self.method}: {_one_line(error, type(self))}") from error
+
+    def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
+        """The same with the values that hold on a family, beside methods in these slots, where nothing is said; refuses
+        settings that nothing would read."""
+        return self
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -79,14 +87,10 @@ class Context:
 
 
 class Method(ABC):
-    """One method, on one pipeline.
-
-    `slot` is the part of the transformer that the method takes; two methods never share one.
-    """
+    """One method, on one pipeline; `config` has gone through `resolved` and through the rules."""
 
     slot: ClassVar[Slot]
-    # With fewer steps in a run the method brings little, and the summary says so.
-    few_steps: ClassVar[int] = 0
+    needs: ClassVar[Needs] = Needs()
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config = config

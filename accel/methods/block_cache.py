@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from accel.methods.base import Context, Method, Slot
+from accel.methods.base import Context, Method
 from accel.methods.block_deltas import BlockDeltas, Captured, Plan, Streams
+from accel.methods.needs import FAST_DEVICES, Needs, Slot
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
@@ -20,7 +21,7 @@ class BlockCache(Method):
     """A cache of block changes on one pipeline; a subclass is its rule."""
 
     slot: ClassVar[Slot] = "blocks"
-    few_steps: ClassVar[int] = 8
+    needs: ClassVar[Needs] = Needs(steps=8, devices=FAST_DEVICES)
 
     def __init__(self, config: Any, context: Context, **deltas: Any) -> None:
         super().__init__(config, context)

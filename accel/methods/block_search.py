@@ -16,7 +16,6 @@ from torch import Tensor
 
 from accel.kernels.block_attention import dense_attention
 from accel.kernels.block_bits import lists_of, to_bits
-from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import BlockStatistics
 from accel.methods.base import steps_in
 from accel.methods.sparse_call import Blocks, SparseCall
@@ -137,15 +136,6 @@ class BlockSearch:
         return chosen
 
     def _look(self, call: SparseCall, lse: Tensor, choose: Choose, mean_key: Tensor | None) -> Blocks:
-        mass, tail_mass = block_mass(
-            call.image_query,
-            call.key,
-            lse,
-            call.block_size,
-            call.sizes,
-            query_sizes=call.image_sizes,
-            mean_key=mean_key,
-            scale=call.scale,
-        )
+        mass, tail_mass = call.mass(lse, mean_key)
         # With a tail, what matters is not how much falls on a block but how much of it the tail gets wrong.
         return choose(call, mass if tail_mass is None else (mass - tail_mass).abs(), mass)

@@ -10,19 +10,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register
+from accel.methods.base import Context, Keyword, Method, MethodConfig, register
 from accel.methods.flashblock_calibration import Calibration, Measurements, fingerprint
 from accel.methods.mass_selection import MassSelection
+from accel.methods.needs import Brings, Needs, Slot
 from accel.methods.residual import Residual, Residuals, needed
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, Tiling
+from accel.methods.sparse_attention import (
+    BRINGS_AN_ORDER,
+    BlockSize,
+    Density,
+    Fraction,
+    SparseAttention,
+    Tiling,
+)
 from accel.methods.sparse_call import Blocks, SparseCall, exact_share
+from accel.pipelines.facts import Family
 from accel.runtime.clock import Moment
 from accel.runtime.memory import free_bytes
 from accel.runtime.recorder import RunRecord
@@ -56,6 +66,10 @@ class FlashBlockConfig(MethodConfig):
     method: ClassVar[str] = "flashblock"
     keyword: ClassVar[Keyword] = "cache"
     alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
+    brings: ClassVar[tuple[Brings, ...]] = (
+        Brings("prior", "interval", unless=(1,)),
+        replace(BRINGS_AN_ORDER, unless=(None, *BRINGS_AN_ORDER.unless)),
+    )
 
     interval: Annotated[int, Field(ge=1)] = 3
     calibration: str | None = None
@@ -67,12 +81,20 @@ class FlashBlockConfig(MethodConfig):
     block_size: BlockSize | None = None
     tiling: Tiling | None = None
 
+    def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
+        """The same with the settings for FlashBlock alone where it is alone."""
+        if "attention" in beside:
+            return self
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return type(self)(**{**_ALONE, **given})
+
 
 @register(FlashBlockConfig)
 class FlashBlock(Method):
     """Residual reuse on one pipeline; it is the prior of the sparse attention beside it, or of its own."""
 
     slot: ClassVar[Slot] = "prior"
+    needs: ClassVar[Needs] = SparseAttention.needs
     config: FlashBlockConfig
 
     def __init__(self, config: FlashBlockConfig, context: Context) -> None:
@@ -106,16 +128,8 @@ class FlashBlock(Method):
             self._calibration = Calibration.load(self.config.calibration)
             bounds = {name: getattr(self.config, name) for name in ("similarity", "lse_drift")}
             self._calibration.check(fingerprint=self.fingerprint, **bounds)
-        given = {name: value for name in sorted(_ALONE) if (value := getattr(self.config, name)) is not None}
         if self.context.handover.attention:
-            if given:
-                name, value = next(iter(given.items()))
-                raise AccelError(
-                    f"{self.name}: {name}={value} is for {self.name} alone, and the attention beside it chooses the "
-                    f"exact blocks: set {name} there"
-                )
             return [self._residuals.clear]
-        self.config = FlashBlockConfig(**{**self.config.model_dump(), **_ALONE, **given})
         self._residuals = Residuals(totals=True)
         self._own = MassSelection(self.config, self.context, self._residuals)
         return [*self._own.install(), self._residuals.clear]

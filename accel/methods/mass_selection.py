@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from accel.kernels.block_mass import block_mass
 from accel.methods.base import Context, steps_in
 from accel.methods.residual import Residuals
 from accel.methods.sparse_attention import SparseAttention
@@ -37,14 +36,6 @@ class MassSelection(SparseAttention):
         lse = None if kept is None else kept.total
         if lse is None:
             _, lse = call.dense(call.rows(call.image))
-        mass, _ = block_mass(
-            call.image_query,
-            call.key,
-            lse,
-            call.block_size,
-            call.sizes,
-            query_sizes=call.image_sizes,
-            scale=call.scale,
-        )
+        mass, _ = call.mass(lse)
         chosen = highest_blocks(call, mass, self.config.density)
         return call.attend(chosen, "none", None), chosen[1]

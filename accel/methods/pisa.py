@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -20,7 +20,17 @@ from accel.kernels.block_statistics import BlockStatistics
 from accel.kernels.selection import threshold_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
 from accel.methods.block_search import BlockSearch
-from accel.methods.sparse_attention import BlockSize, Density, Fraction, Places, SparseAttention, Tiling
+from accel.methods.needs import Brings, Slot
+from accel.methods.sparse_attention import (
+    BRINGS_A_TAIL,
+    BRINGS_AN_ORDER,
+    BlockSize,
+    Density,
+    Fraction,
+    Places,
+    SparseAttention,
+    Tiling,
+)
 from accel.methods.sparse_call import Blocks, SparseCall, Tail, block_scores, highest_blocks
 from accel.pipelines.facts import Family
 from accel.runtime.clock import Moment
@@ -54,6 +64,7 @@ class PISAConfig(MethodConfig):
 
     method: ClassVar[str] = "pisa"
     keyword: ClassVar[Keyword] = "attention"
+    brings: ClassVar[tuple[Brings, ...]] = (BRINGS_A_TAIL, BRINGS_AN_ORDER)
 
     density: Density | None = None
     tail: Tail = "hybrid"
@@ -64,7 +75,7 @@ class PISAConfig(MethodConfig):
     search_steps: Places | None = None
     tiling: Tiling = "call"
 
-    def resolved(self, family: Family) -> PISAConfig:
+    def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
         """The same with the published values where nothing is said; refuses search_steps where no search would look."""
         published = _VIDEO if family.makes_videos else _IMAGE
         given = {name: value for name, value in self.model_dump().items() if value is not None}
@@ -91,7 +102,7 @@ class PISA(SparseAttention):
     config: Any
 
     def __init__(self, config: PISAConfig, context: Context) -> None:
-        super().__init__(config.resolved(context.facts.family), context)
+        super().__init__(config, context)
         self._search = BlockSearch(self.config.search_steps or (), self.note_search)
 
     def start_run(self, num_steps: int) -> None:

@@ -16,11 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from accel.errors import AccelError, AccelWarning
+from accel.errors import AccelWarning
 from accel.kernels.arrangement import let_go_of_arrangements
 from accel.kernels.blocks import LARGEST_HEAD
-from accel.methods.base import Context, Method, Slot
+from accel.methods.base import Context, Method
+from accel.methods.needs import FAST_DEVICES, Brings, Needs, Slot
 from accel.methods.sparse_call import (
+    DTYPES,
+    FEWEST_BLOCKS,
     NotInBlocks,
     SparseCall,
     exact_share,
@@ -47,6 +50,8 @@ Density = Annotated[float, Field(gt=0.0, le=1.0)]
 BlockSize = Literal[32, 64, 128]
 # Whether blocks are made of neighbouring tokens, and when the tokens are ordered for it.
 Tiling = Literal["call", "forward", "none"]
+BRINGS_A_TAIL = Brings("tail", "tail", unless=("none",))
+BRINGS_AN_ORDER = Brings("token order", "tiling", unless=("call", "none"))
 # Fractions of a run at which something begins; a file has a list for them.
 Places = Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1, strict=False)]
 
@@ -55,6 +60,13 @@ class SparseAttention(Method):
     """A sparse attention on one pipeline; a subclass says which blocks are exact."""
 
     slot: ClassVar[Slot] = "attention"
+    needs: ClassVar[Needs] = Needs(
+        attention=("self", "joint"),
+        head_sizes=range(8, LARGEST_HEAD + 1, 8),
+        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES),
+        devices=FAST_DEVICES,
+        token_blocks=FEWEST_BLOCKS,
+    )
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
@@ -81,16 +93,8 @@ class SparseAttention(Method):
         self.context.recorder.held(self.config.method, held_bytes)
 
     def install(self) -> list[Callable[[], None]]:
-        self._check_parts()
         denoisers = self.context.facts.denoisers
         sites = [site for denoiser in denoisers for site in find_attention(denoiser)]
-        if not sites:
-            raise AccelError(
-                f"{self.config.method} needs softmax attention among image tokens, and the transformers of "
-                f"{self.context.facts.family.name} have none"
-            )
-        for site in sites:
-            _check_head_size(self.config.method, site)
         self._installed = [(site, processor_for(site)) for site in sites]
         undo = []
         if self.config.tiling == "forward":
@@ -171,14 +175,6 @@ class SparseAttention(Method):
             record.figure(name, "density", exact_share(sparse_call, counts))
         return arrangement.restore(out)
 
-    def _check_parts(self) -> None:
-        prior, tail = self.context.handover.prior, getattr(self.config, "tail", "none")
-        if prior is not None and tail != "none":
-            raise AccelError(
-                f"{self.config.method} with tail={tail!r} and {prior.name} would both stand for the blocks that are "
-                "not exact: set tail='none'"
-            )
-
     def _dense(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         order = self.context.board.order
         if order is None:
@@ -238,13 +234,3 @@ class SparseAttention(Method):
             return None
         reasons = [reason for method, reason in record.fallbacks if method == name]
         return "; ".join(reasons) or self.why_all_dense(record.num_steps)
-
-
-def _check_head_size(method: str, site: AttentionModuleSite) -> None:
-    module: Any = site.module
-    size = module.inner_dim // module.heads
-    if size % 8 or not 8 <= size <= LARGEST_HEAD:
-        raise AccelError(
-            f"{method} has kernels for head sizes that are multiples of 8 up to {LARGEST_HEAD}; "
-            f"{site.denoiser}.{site.path} has heads of {size}"
-        )

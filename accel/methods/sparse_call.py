@@ -15,6 +15,7 @@ from torch import Tensor
 
 from accel.kernels.arrangement import RASTER, Arrangement, arrange
 from accel.kernels.block_attention import block_attention, dense_attention
+from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import BlockStatistics, block_means, block_statistics
 from accel.kernels.blocks import number_of_blocks
 from accel.kernels.selection import kept_number, top_blocks
@@ -24,7 +25,9 @@ from accel.runtime.clock import Moment
 
 Tail = Literal["hybrid", "zeroth", "none"]
 Blocks = tuple[Tensor, Tensor]
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Of image tokens: with fewer there is nothing to choose from.
+FEWEST_BLOCKS = 2
 
 
 class NotInBlocks(Exception):
@@ -101,6 +104,20 @@ class SparseCall:
         """Output and log-sum-exp of some queries over everything."""
         return dense_attention(self.query[:, rows], self.key, self.value, **self._shared)
 
+    def mass(self, lse: Tensor, mean_key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The share of attention that the image queries, whose log-sum-exp is (B, H, S_image), give to each block, and
+        what one token of mean key would get in its stead, where there are such; both (B, H, NQ, N)."""
+        return block_mass(
+            self.image_query,
+            self.key,
+            lse,
+            self.block_size,
+            self.sizes,
+            query_sizes=self.image_sizes,
+            mean_key=mean_key,
+            scale=self.scale,
+        )
+
     def beside_text(self, out: Tensor) -> Tensor:
         """The result of the image queries joined by that of the text queries, which are dense."""
         if self.text.stop == self.text.start:
@@ -132,7 +149,7 @@ def put_into_blocks(
     if grid is None or words is None or math.prod(grid) + words != tokens:
         raise NotInBlocks(f"the {tokens} tokens are not one grid of image tokens and {words or 0} of text")
     image = math.prod(grid)
-    if image < 2 * block_size:
+    if image < FEWEST_BLOCKS * block_size:
         raise NotInBlocks(f"{image} image tokens are fewer than two blocks of {block_size}")
     arrangement = arrange(
         grid,
@@ -169,7 +186,7 @@ def _of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tenso
     if torch.is_autocast_enabled(kind):
         short = torch.get_autocast_dtype(kind)
         query, key, value = (tensor if tensor.dtype == torch.float64 else tensor.to(short) for tensor in tensors)
-    if not query.dtype == key.dtype == value.dtype or query.dtype not in _DTYPES:
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
         names = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
         raise NotInBlocks(f"there are no kernels for tensors in {names}")
     return query, key, value

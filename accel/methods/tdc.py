@@ -172,6 +172,8 @@ class TemporalDeltaCache(BlockCache):
             if self.config.units == "probe" and fitting == 2:
                 borders = [0, 1, number]
             self._layouts[denoiser.name] = [range(a, b) for a, b in itertools.pairwise(borders)]
+            most = max(len(found) for found in self._layouts.values())
+            self.context.recorder.fact(self.config.method, "units", most)
         return self._layouts[denoiser.name]
 
     def _bytes_of_a_unit(self, streams: Streams) -> int:
@@ -185,7 +187,7 @@ class TemporalDeltaCache(BlockCache):
         return total * (1 + config.order) * branches
 
     def report(self, record: RunRecord) -> dict[str, Any]:
-        return {**super().report(record), "units": max((len(units) for units in self._layouts.values()), default=0)}
+        return {**super().report(record), "units": record.facts.get((self.config.method, "units"), 0)}
 
     def why_idle(self, record: RunRecord) -> str | None:
         config = self.config

@@ -59,15 +59,9 @@ class ForwardOrder:
         self._forward: _Forward | None = None
 
     def install(self) -> list[Callable[[], None]]:
-        """Hooks every denoiser and its blocks; returns the undo. Raises `AccelError` where the order is bound."""
+        """Hooks every denoiser and its blocks, on a family whose order is free; returns the undo."""
         facts = self._context.facts
-        if facts.family.free_order is None:
-            raise self._refusal(f"nothing is known of how {facts.family.title} takes its tokens in another order")
-        for denoiser in facts.denoisers:
-            for site in denoiser.blocks:
-                if type(site.module).__name__ in facts.family.free_order.except_blocks:
-                    place = f"{denoiser.name}.{site.path} is a {type(site.module).__name__}"
-                    raise self._refusal(f"{place}, which treats some tokens by their place")
+        assert facts.family.free_order is not None
         undo = []
         for denoiser in facts.denoisers:
             around = partial(self._in_denoiser, denoiser, facts.family.free_order)
@@ -77,9 +71,6 @@ class ForwardOrder:
                 around = partial(self._in_block, site, facts.family.free_order, last)
                 undo.append(self._context.hooks.add(site.module, around, outermost=True))
         return undo
-
-    def _refusal(self, why: str) -> AccelError:
-        return AccelError(f"{self._name} cannot tile once per forward: {why}; use tiling='call'")
 
     def _in_denoiser(
         self,

@@ -27,7 +27,9 @@ class Summary:
         return f"<Summary of {len(self._data['runs'])} runs of {self._data['pipeline']}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: `pipeline`, `family`, `config`, and per run its size, seconds, methods, fallbacks and notes."""
+        """Plain data: `pipeline`, `family`, `config` as asked for, `settings` as they held, and per run its size, its
+        seconds, the methods' figures, the blocks that each of them did what with, fallbacks and notes.
+        """
         return json.loads(self.to_json())
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -46,6 +48,8 @@ def summarize(
         "dtype": str(getattr(denoiser, "dtype", None)).removeprefix("torch."),
         "device": str(getattr(pipe, "_execution_device", "unknown")),
         "config": config.to_dict(),
+        # As they hold for this pipeline, with what the configuration leaves open.
+        "settings": {method.config.method: method.config.model_dump() for method in methods},
         "runs": [_run(record, methods) for record in recorder.runs],
         "calls_outside_runs": recorder.outside_calls,
     }
@@ -75,6 +79,8 @@ def _run(record: RunRecord, methods: list[Method]) -> dict[str, Any]:
         "denoiser_seconds": record.denoiser_seconds,
         "state": record.state,
         "methods": {method.config.method: method.report(record) for method in methods},
+        # Which blocks, by denoiser, branch and step.
+        "blocks": {method.config.method: record.what_ran(method.config.method) for method in methods},
         "fallbacks": [
             {"method": method, "reason": reason, "times": times} for (method, reason), times in record.fallbacks.items()
         ],

@@ -35,10 +35,15 @@ class CallHook:
 
     def add(self, interceptor: Interceptor, *, outermost: bool = False) -> Callable[[], None]:
         """Puts an interceptor in front of the others, but behind those that are outermost if it is not; returns what
-        takes it away again."""
+        takes it away again, and does nothing the second time."""
         entry = outermost, interceptor
+
+        def undo() -> None:
+            if entry in self._interceptors:
+                self._interceptors.remove(entry)
+
         self._interceptors.insert(0 if outermost else sum(outer for outer, _ in self._interceptors), entry)
-        return lambda: self._interceptors.remove(entry)
+        return undo
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(0, args, kwargs)

@@ -26,6 +26,8 @@ class RunRecord:
     branches: list[str] = field(default_factory=list)
     # (method, what, denoiser, branch, (chunk, step)) -> the blocks, as bits: a run may have thousands of block calls.
     events: dict[tuple[str, str, str, str, tuple[int, int]], int] = field(default_factory=dict)
+    # (method, name) -> what was so in this run and may be otherwise in the next.
+    facts: dict[tuple[str, str], Any] = field(default_factory=dict)
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     held_bytes: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -58,6 +60,16 @@ class RunRecord:
             if by == method and said == what:
                 counts[step] += blocks.bit_count()
         return list(counts.values())
+
+    def what_ran(self, method: str) -> dict[str, dict[str, dict[str, list[str]]]]:
+        """By denoiser, guidance branch and what the method said: of which blocks in each step, as in "0, 2-5"."""
+        ran: dict[str, dict[str, dict[str, list[str]]]] = {}
+        for place, step in enumerate(self._steps):
+            for (by, said, denoiser, branch, when), blocks in self.events.items():
+                if by == method and when == step:
+                    branches = ran.setdefault(denoiser, {}).setdefault(branch, {})
+                    branches.setdefault(said, [""] * len(self._steps))[place] = _in_words(blocks)
+        return ran
 
     def figures(self, method: str, name: str) -> torch.Tensor | None:
         """All values of a figure as one float32 tensor on the CPU, (observations, size of one)."""
@@ -125,6 +137,12 @@ class Recorder:
         if record is not None:
             record._figures.setdefault((method, name), []).append(value[None])
 
+    def fact(self, method: str, name: str, value: Any) -> None:
+        """Keeps what is so in this run; the last value counts."""
+        record = self.current
+        if record is not None:
+            record.facts[method, name] = value
+
     def fallback(self, method: str, reason: str) -> None:
         """Counts one time that a method did not do what its rule asked for, and why."""
         record = self.current
@@ -157,6 +175,14 @@ class Recorder:
         record = self.current
         if record is not None:
             record._calls.append((started, _now(record._device)))
+
+
+def _in_words(blocks: int) -> str:
+    """The places of the bits, neighbours as a range."""
+    places = [place for place in range(blocks.bit_length()) if blocks >> place & 1]
+    ends = [place for place in places if not blocks >> (place + 1) & 1]
+    starts = [place for place in places if place == 0 or not blocks >> (place - 1) & 1]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _joined(values: list[torch.Tensor]) -> list[torch.Tensor]:

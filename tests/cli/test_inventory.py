@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 import accel as library
 from accel.cli.generate import generate
@@ -19,7 +20,7 @@ from tests.cli.conftest import Accel
 
 def test_everything_is_listed(make: Accel) -> None:
     data = make("list", "--format", "json").json
-    assert set(data) == {"families", "methods", "presets", "machine"}
+    assert set(data) == {"families", "methods", "together", "presets", "machine"}
     assert set(data["families"]) == set(families())
     assert "WanPipeline" in data["families"]["wan"]["pipelines"]
     assert set(data["methods"]) == set(registered())
@@ -28,6 +29,10 @@ def test_everything_is_listed(make: Accel) -> None:
         for setting in method["settings"].values():
             assert setting["meaning"].endswith(".")
     assert data["methods"]["delta"]["keyword"] == "cache"
+    assert data["methods"]["delta"]["needs"][0] == "runs of 8 steps or more, to bring much"
+    together = {tuple(pair["methods"]): pair["refused"] for pair in data["together"]}
+    assert together["adaspa", "tdc"] == {} and data["families"]["wan"]["refused_methods"] == {}
+    assert set(together["delta", "tdc"]) == set(families()), "refused on every family"
     assert {name: AccelConfig.from_dict(p["config"]) for name, p in data["presets"].items()} == {
         name: AccelConfig.from_dict(p) for name, p in PRESETS.items()
     }
@@ -36,6 +41,8 @@ def test_everything_is_listed(make: Accel) -> None:
 
 def test_the_list_for_a_person(make: Accel) -> None:
     out = make("list").out
+    assert "  adaspa and tdc         stand together\n" in out
+    assert "delta and tdc          delta and tdc both take the blocks: use one of the two\n" in out
     for text in ("Families", "FluxPipeline", "--cache delta", "interval=2", "balanced", "This machine"):
         assert text in out
 
@@ -45,14 +52,63 @@ def test_one_preset(make: Accel) -> None:
     assert "fast" in out and "interval=3" in out and "quality" not in out and "Families" not in out
 
 
-def test_one_model(make: Accel, accel: Accel, saved: Callable[[str], Path], tmp_path: Path) -> None:
-    assert make("list", "-m", "demo", "--format", "json").json["model"]["family"] == "wan"
-    assert make("list", "-m", saved("flux"), "--format", "json").json["model"]["family"] == "flux"
+def test_all_that_a_preset_turns_on_for_a_model(make: Accel) -> None:
+    data = make("list", "--preset", "fast", "--model", "demo", "--format", "json").json
+    assert data["model"]["family"] == "wan" and data["model"]["guidance"] == "separate"
+    assert data["turned_on"]["by"] == "fast"
+    (asked,) = PRESETS["fast"]["cache"]
+    settings = {name: entry["value"] for name, entry in data["turned_on"]["methods"]["delta"]["settings"].items()}
+    assert settings == registered()["delta"].config(**{k: v for k, v in asked.items() if k != "method"}).model_dump()
+    out = make("list", "--preset", "fast", "--model", "demo").out
+    assert out.startswith("demo: WanPipeline, of the family wan (Wan 2.1 and 2.2)\n\nWhat the preset fast turns on")
+    for name, value in settings.items():
+        assert f"      {name}={value} " in out
+    assert "No method is on" in make("list", "--preset", "none", "-m", "demo").out
+
+
+def test_values_that_depend_on_the_family_and_the_file_beside_a_model(
+    make: Accel, accel: Accel, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for family, density in (("flux", 0.15), ("wan", 0.125)):
+        folder = tmp_path / family
+        for file in ("model_index.json", "transformer/config.json"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes((saved(family) / file).read_bytes())
+        data = make("list", "-m", folder, "--format", "json").json
+        assert data["turned_on"]["by"] == "balanced" and not data["turned_on"]["asked_for"]
+        AccelConfig(attention={"method": "pisa", "tail": "none"}, cache="flashblock").save_pretrained(folder)
+        methods = make("list", "-m", folder, "--format", "json").json["turned_on"]["methods"]
+        assert methods["pisa"]["settings"]["density"]["value"] == density
+        assert methods["flashblock"]["settings"]["density"]["value"] is None
+        assert "What accel_config.json turns on here, as long as nothing" in make("list", "-m", folder).out
+        assert set(make("list", "-m", folder, "--preset", "fast", "--format", "json").json["turned_on"]["methods"]) == {
+            "delta"
+        }
+    AccelConfig(attention="pisa", cache="flashblock").save_pretrained(folder)
+    refused = accel("list", "-m", folder)
+    assert refused.code == 2 and "would both stand for the blocks that are not exact" in refused.err
+    AccelConfig(attention="pisa").save_pretrained(folder)
+    file = folder / "transformer" / "config.json"
+    file.write_text(file.read_text().replace('"attention_head_dim": 64', '"attention_head_dim": 20'))
+    refused = accel("list", "-m", folder)
+    assert refused.code == 2 and "transformer has heads of 20" in refused.err
+    file.write_text("[")
+    assert "is not a component's configuration" in accel("list", "-m", folder).err
+
+
+def test_models_that_are_refused(accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").mkdir()
     index = tmp_path / "other" / "model_index.json"
     index.write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     unknown = accel("list", "-m", "other")
     assert unknown.code == 2 and "is of no family that Accel knows" in unknown.err
+    wrong = accel("list", "-m", "dmeo")
+    assert wrong.code == 2 and 'did you mean "demo"?' in wrong.err
+    assert accel("list", "-m", "demo", "--preset", "fastest").code == 2
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    away = accel("list", "-m", "org/name")
+    assert away.code == 2 and "there is no folder org/name, it is not (whole) in the cache" in away.err
 
 
 def test_env(make: Accel) -> None:

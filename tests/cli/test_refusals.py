@@ -97,7 +97,7 @@ REFUSED_ALONE: list[tuple[list[str], str]] = [
     (["generate", "--prompt", "x", "-m", "empty"], "is not a whole pipeline"),
     (["generat"], "did you mean 'generate'?"),
     (["list", "--preset", "fastest"], "no preset 'fastest'"),
-    (["list", "-m", "gone"], "there is no folder gone"),
+    (["list", "-m", "gone"], "'gone' is neither a folder nor a hub id"),
     (["--frobnicate"], "no such option: --frobnicate"),
 ]
 

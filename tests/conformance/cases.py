@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import accel
+from accel.methods.base import MethodConfig
 from tests.tiny_pipelines import TINY, TinyCase
 
 
@@ -19,6 +21,8 @@ class MethodCase:
     acted: Callable[[dict[str, Any]], bool]
     # A cache adds what it kept, so that equal inputs must give equal outputs on every step.
     exact_on_equal_inputs: bool = False
+    # A setting that asks for something, and leaves the method nothing to do in eight steps; None where there is none.
+    idle: MethodConfig | None = None
     # How far, relative to the result, the forms of its operations may be apart.
     forms_apart: float = 1e-4
 
@@ -31,6 +35,7 @@ METHODS = {
             active={"cache": "delta"},
             identity={"cache": "delta", "interval": 1},
             acted=lambda report: report["reused"] > 0,
+            idle=accel.DeltaCacheConfig(dense_steps=1.0),
             exact_on_equal_inputs=True,
             forms_apart=0.0,
         ),
@@ -39,6 +44,7 @@ METHODS = {
             active={"cache": "tdc", "threshold": 10.0, "max_skips": 2},
             identity={"cache": "tdc", "threshold": 0.0},
             acted=lambda report: report["reused"] > 0,
+            idle=accel.TemporalDeltaCacheConfig(dense_steps=1.0),
             exact_on_equal_inputs=True,
         ),
         MethodCase(
@@ -46,6 +52,7 @@ METHODS = {
             active={"cache": "flashblock", "density": 0.5},
             identity={"cache": "flashblock", "interval": 1},
             acted=lambda report: report["reused"] > 0 and report["density"] < 1,
+            idle=accel.FlashBlockConfig(dense_steps=1.0),
             exact_on_equal_inputs=True,
         ),
         MethodCase(
@@ -54,12 +61,14 @@ METHODS = {
             active={"attention": "pisa", "density": 0.5, "dense_layers": 1},
             identity={"attention": "pisa", "density": 1.0},
             acted=lambda report: report["sparse"] > 0 and report["density"] < 1,
+            idle=accel.PISAConfig(dense_steps=1.0),
         ),
         MethodCase(
             "adaspa",
             active={"attention": "adaspa", "density": 0.5},
             identity={"attention": "adaspa", "density": 1.0},
             acted=lambda report: report["sparse"] > 0 and report["searched"] > 0 and report["density"] < 1,
+            idle=accel.AdaSpaConfig(search_steps=(0.99,)),
         ),
     )
 }

@@ -326,7 +326,7 @@ def test_published_values_fill_what_is_not_given() -> None:
     assert video.search_steps is None
     assert PISAConfig(router="search").resolved(families()["flux"]).search_steps == (0.25, 0.6)
     assert (image.density, image.router, image.dense_layers, image.dense_steps) == (0.5, "covariance", 4, 0.0)
-    ada = AdaSpaConfig().resolved()
+    ada = AdaSpaConfig().resolved(families()["wan"])
     assert (ada.density, ada.search_steps, ada.recall, ada.tail) == (0.2, (0.2, 0.6), 0.8, "none")
 
 

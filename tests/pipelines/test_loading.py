@@ -15,7 +15,7 @@ from huggingface_hub import constants, errors
 
 from accel.errors import AccelError
 from accel.pipelines import demo, loading
-from accel.pipelines.loading import load_pipeline, source, weights_folder, weights_hash
+from accel.pipelines.loading import load_pipeline, look_up, source, weights_folder, weights_hash
 from tests.tiny_pipelines import TINY
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -300,6 +300,22 @@ def test_a_hub_model_that_is_in_the_cache(folder: Folder, tmp_path: Path) -> Non
     assert weights_folder(pipe) == Path(cache, "models--org--name/snapshots", COMMIT)
     assert weights_hash(weights_folder(pipe)) == weights_hash(demo.weights_folder("quick"))
     assert "takes no 'zzz'" in str(refusal("org/name", cache_dir=cache, zzz=1))
+
+
+def test_a_look_at_a_hub_model_reads_no_weights(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = folder()
+    for weights in whole.rglob("*.safetensors"):
+        weights.unlink()
+    (whole / "vae" / "config.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", hub_cache(whole, tmp_path / "cache"))
+    found, where = look_up("org/name", configs=("transformer", "transformer_2", "vae", "scheduler"))
+    assert found is diffusers.WanPipeline
+    assert where == tmp_path / "cache" / "models--org--name" / "snapshots" / COMMIT
+    assert look_up(whole) == (diffusers.WanPipeline, whole)
+    with pytest.raises(AccelError, match="there is no folder org/other"):
+        look_up("org/other")
 
 
 def test_a_pickle_in_the_cache_is_refused(folder: Folder, tmp_path: Path) -> None:

@@ -46,6 +46,20 @@ def test_chunks_and_blocks_are_counted_apart() -> None:
     assert record.state == "finished"
 
 
+def test_blocks_are_named_by_step() -> None:
+    recorder = Recorder()
+    recorder.start_run(4, CPU)
+    for step, blocks in ((0, [0, 1, 2, 5, 7, 8]), (1, []), (2, [3])):
+        recorder.call_started(moment(step))
+        for block in blocks:
+            recorder.event("delta", "reused", moment(step), block)
+    recorder.event("pisa", "sparse", moment(1), 4)
+    record = recorder.runs[0]
+    assert record.what_ran("delta") == {"transformer": {"cond": {"reused": ["0-2, 5, 7-8", "", "3"]}}}
+    assert record.what_ran("pisa") == {"transformer": {"cond": {"sparse": ["", "4", ""]}}}
+    assert record.what_ran("tdc") == {}
+
+
 def test_figures_may_lie_on_several_devices() -> None:
     recorder = Recorder()
     recorder.start_run(1, CPU)

@@ -1,0 +1,96 @@
+"""What acceleration comes to on one model, found out before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel.cli.documented import about, meanings
+from accel.cli.libraries import quiet_libraries
+from accel.cli.methods import MethodOptions, resolve
+from accel.cli.printing import columns
+from accel.errors import AccelError
+
+if TYPE_CHECKING:
+    from accel.config import AccelConfig
+    from accel.methods.rules import Place
+    from accel.pipelines.facts import Family
+
+
+def foresee(model: str, preset: str | None) -> dict[str, Any]:
+    """The model's pipeline and family, and all that the preset turns on there; without a preset, what `accel.enable`
+    would by itself.
+
+    Reads no weights. Raises `AccelError` where `accel.enable` would, as far as the files tell.
+    """
+    from accel.pipelines.families import families
+    from accel.pipelines.loading import look_up
+
+    quiet_libraries(bars=False)
+    parts = {name for family in families().values() for name in family.denoisers}
+    pipeline, folder = look_up(model, configs=sorted(parts))
+    family, place = _place(pipeline, folder)
+    # A file beside a model of the hub is not used: whoever loads a model by its name has not chosen it.
+    beside = folder if model == "demo" or Path(model).is_dir() else None
+    config, origin = resolve(MethodOptions(preset=preset), beside)
+    return {
+        "model": {
+            "name": model,
+            "pipeline": pipeline.__name__,
+            "family": family.name,
+            "title": family.title,
+            "guidance": place.guidance.form if place.guidance is not None else None,
+        },
+        "turned_on": {"by": origin, "asked_for": preset is not None, "methods": _methods(config, place)},
+    }
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """The same for a person."""
+    model, turned_on = data["model"], data["turned_on"]
+    by = turned_on["by"] if turned_on["by"].endswith(".json") else f"the preset {turned_on['by']}"
+    heading = f"What {by} turns on here" + ("" if turned_on["asked_for"] else ", as long as nothing else is asked for")
+    found = [
+        f"{model['name']}: {model['pipeline']}, of the family {model['family']} ({model['title']})",
+        "",
+        heading if turned_on["methods"] else "No method is on: the pipeline runs plainly",
+    ]
+    for name, method in turned_on["methods"].items():
+        found.append(f"  --{method['keyword']} {name}: {method['summary']}")
+        rows = [(f"{setting}={entry['value']}", entry["meaning"]) for setting, entry in method["settings"].items()]
+        found += columns(rows, indent="      ")
+        if method["needs"]:
+            found.append(f"      needs {'; '.join(method['needs'])}")
+    return found
+
+
+def _place(pipeline: type, folder: Path) -> tuple[Family, Place]:
+    from accel.methods.rules import Place
+    from accel.pipelines.sites import family_of
+
+    family, guidance = family_of(pipeline)
+    sizes: list[tuple[str, int]] = []
+    for name in family.denoisers:
+        file = folder / name / "config.json"
+        if not file.is_file():
+            continue
+        try:
+            size = json.loads(file.read_text(encoding="utf-8")).get("attention_head_dim")
+        except (OSError, ValueError, AttributeError) as error:
+            raise AccelError(f"{file} is not a component's configuration; save or download the model again") from error
+        if isinstance(size, int):
+            sizes.append((name, size))
+    return family, Place(family, guidance, heads=lambda: sizes or None)
+
+
+def _methods(config: AccelConfig, place: Place) -> dict[str, Any]:
+    from accel.methods.base import registered
+    from accel.methods.rules import checked
+
+    found = {}
+    for settled in checked(config.methods, place):
+        explained = meanings(type(settled))
+        settings = {n: {"value": v, "meaning": explained[n]} for n, v in settled.model_dump().items()}
+        found[settled.method] = {**about(registered()[settled.method]), "settings": settings}
+    return found
