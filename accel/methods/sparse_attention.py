@@ -5,21 +5,19 @@ A method decides for each call which key blocks every query block attends exactl
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from accel.errors import AccelError, AccelWarning
+from accel.errors import AccelError
 from accel.kernels.arrangement import let_go_of_arrangements
-from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method, Slot
+from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import (
     NotInBlocks,
     SparseCall,
@@ -29,15 +27,7 @@ from accel.methods.sparse_call import (
     text_lengths,
 )
 from accel.methods.token_order import ForwardOrder, dense_in_the_models_order
-from accel.pipelines.attention import (
-    AttentionCall,
-    AttentionModuleSite,
-    StandIn,
-    find_attention,
-    processor_for,
-    serve,
-    text_length,
-)
+from accel.pipelines.attention import AttentionCall
 from accel.pipelines.sites import BlockSite
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
@@ -60,7 +50,7 @@ class SparseAttention(Method):
         super().__init__(config, context)
         context.handover.attention = True
         self._padded: tuple[Tensor, Tensor] | None = None
-        self._installed: list[tuple[AttentionModuleSite, StandIn]] = []
+        self._served: ServedAttention | None = None
 
     @abstractmethod
     def scheduled_dense(self, moment: Moment, depth: int) -> bool:
@@ -82,37 +72,17 @@ class SparseAttention(Method):
 
     def install(self) -> list[Callable[[], None]]:
         self._check_parts()
-        denoisers = self.context.facts.denoisers
-        sites = [site for denoiser in denoisers for site in find_attention(denoiser)]
-        if not sites:
-            raise AccelError(
-                f"{self.config.method} needs softmax attention among image tokens, and the transformers of "
-                f"{self.context.facts.family.name} have none"
-            )
-        for site in sites:
-            _check_head_size(self.config.method, site)
-        self._installed = [(site, processor_for(site)) for site in sites]
+        self._check_kinds()
+        self._served = ServedAttention(self.config.method, self.context, self._attend)
         undo = []
         if self.config.tiling == "forward":
             name, size = self.config.method, self.config.block_size
             undo += ForwardOrder(name, self.context, size, self._wanted).install()
-        undo += [site.replace(processor) for site, processor in self._installed]
-        undo += [
-            self.context.hooks.add(site.module, partial(self._in_block, site))
-            for denoiser in denoisers
-            for site in (*denoiser.blocks, *denoiser.beside)
-        ]
-        return [*undo, let_go_of_arrangements]
+        return [*undo, *self._served.install(), let_go_of_arrangements]
 
     def start_run(self, num_steps: int) -> None:
-        gone = [site.path for site, processor in self._installed if site.module.processor is not processor]
-        if gone:
-            text = (
-                f"{len(gone)} attentions, first {gone[0]}, got another processor after enable and run plainly: "
-                "call accel.disable(pipe) and enable again"
-            )
-            self.context.recorder.note(text)
-            warnings.warn(text, AccelWarning, stacklevel=2)
+        if self._served is not None:
+            self._served.start_run()
 
     def end_run(self) -> None:
         self._padded = None
@@ -120,15 +90,6 @@ class SparseAttention(Method):
     def _wanted(self, moment: Moment, depth: int) -> bool:
         """Whether a block at this depth is to be sparse."""
         return not (self.scheduled_dense(moment, depth) or self.context.board.dense_demanded(depth))
-
-    def _in_block(
-        self, site: BlockSite, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        moment = self.context.clock.now
-        if moment is None:
-            return proceed(*args, **kwargs)
-        with serve(partial(self._attend, moment, site), text_length(site, args, kwargs)):
-            return proceed(*args, **kwargs)
 
     def _attend(
         self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
@@ -170,6 +131,14 @@ class SparseAttention(Method):
         if counts is not None and what == "sparse":
             record.figure(name, "density", exact_share(sparse_call, counts))
         return arrangement.restore(out)
+
+    def _check_kinds(self) -> None:
+        family = self.context.facts.family
+        if any(fact.kind == "chunk" for stack in family.stacks for fact in stack.attention):
+            raise AccelError(
+                f"{self.config.method} chooses among the tokens of one call, and attention in {family.title} reaches "
+                "back to earlier chunks: set attention='dense', and use a cache"
+            )
 
     def _check_parts(self) -> None:
         prior, tail = self.context.handover.prior, getattr(self.config, "tail", "none")
@@ -238,13 +207,3 @@ class SparseAttention(Method):
             return None
         reasons = [reason for method, reason in record.fallbacks if method == name]
         return "; ".join(reasons) or self.why_all_dense(record.num_steps)
-
-
-def _check_head_size(method: str, site: AttentionModuleSite) -> None:
-    module: Any = site.module
-    size = module.inner_dim // module.heads
-    if size % 8 or not 8 <= size <= LARGEST_HEAD:
-        raise AccelError(
-            f"{method} has kernels for head sizes that are multiples of 8 up to {LARGEST_HEAD}; "
-            f"{site.denoiser}.{site.path} has heads of {size}"
-        )

@@ -38,8 +38,8 @@ class AttentionCall:
         mask: what diffusers' own processor would hand to its attention, or None.
         dispatched: whether that is diffusers' dispatcher, with `backend` and `parallel`, or torch's own function.
         scale: what scores are multiplied by; None is 1/sqrt(head size).
-        external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`, which
-            then have rows of zeros behind those of the queries; they take part in the softmax as all others do.
+        external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`;
+            these may have rows of zeros behind those of the queries, which take part in the softmax as all others do.
     """
 
     text: Text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.tiny_pipelines import TINY, TinyCase
@@ -21,6 +21,13 @@ class MethodCase:
     exact_on_equal_inputs: bool = False
     # How far, relative to the result, the forms of its operations may be apart.
     forms_apart: float = 1e-4
+    # Families on which other settings act, or none.
+    elsewhere: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+
+    def on(self, family: str) -> MethodCase | None:
+        """The case as it is on a family, or None where the method is refused there."""
+        active = self.elsewhere.get(family, self.active)
+        return None if active is None else replace(self, active=active)
 
 
 METHODS = {
@@ -47,6 +54,7 @@ METHODS = {
             identity={"cache": "flashblock", "interval": 1},
             acted=lambda report: report["reused"] > 0 and report["density"] < 1,
             exact_on_equal_inputs=True,
+            elsewhere={"anyflow_far": {"cache": "flashblock"}},
         ),
         MethodCase(
             "pisa",
@@ -54,12 +62,14 @@ METHODS = {
             active={"attention": "pisa", "density": 0.5, "dense_layers": 1},
             identity={"attention": "pisa", "density": 1.0},
             acted=lambda report: report["sparse"] > 0 and report["density"] < 1,
+            elsewhere={"anyflow_far": None},
         ),
         MethodCase(
             "adaspa",
             active={"attention": "adaspa", "density": 0.5},
             identity={"attention": "adaspa", "density": 1.0},
             acted=lambda report: report["sparse"] > 0 and report["searched"] > 0 and report["density"] < 1,
+            elsewhere={"anyflow_far": None},
         ),
     )
 }
