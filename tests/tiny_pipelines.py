@@ -51,6 +51,11 @@ class TinyCase:
     """How many of the forwards are no step: they keep the keys and values of chunks that are done."""
 
     @property
+    def lengths(self) -> set[int]:
+        """Video or image tokens that a call of a denoiser may have."""
+        return {self.tokens // self.chunks[0] * frames for frames in self.chunks} or {self.tokens}
+
+    @property
     def steps(self) -> int:
         """Steps of the default call, over all chunks."""
         return self.call["num_inference_steps"] * max(1, len(self.chunks))

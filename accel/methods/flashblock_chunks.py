@@ -242,7 +242,7 @@ class ChunkFlashBlock(FlashBlockForm):
         if reasons:
             return "; ".join(reasons)
         if not refreshed and not dense:
-            return "no call attended to an earlier chunk: make a film of two chunks or more, with key-value cache"
+            return "no call attended to an earlier chunk: make a film of two chunks or more"
         if self._calibration is not None:
             return f"every call was due for a refresh by {self.rule}"
         return (

@@ -34,7 +34,8 @@ def watch_calls(
 
     Returns what stops the watching.
     """
-    plain, run = type(pipe), _Run()
+    plain: Any = type(pipe)
+    run = _Run()
 
     def start(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
