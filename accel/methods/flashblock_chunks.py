@@ -19,7 +19,6 @@ from accel.errors import AccelError
 from accel.kernels.block_attention import block_attention, dense_attention
 from accel.kernels.blocks import number_of_blocks
 from accel.methods.base import Context
-from accel.methods.flashblock_calibration import Measurements
 from accel.methods.flashblock_form import FlashBlockForm
 from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import NotInBlocks, of_one_dtype
@@ -132,8 +131,12 @@ class ChunkFlashBlock(FlashBlockForm):
         if past is None or not past.fits(query, external.tokens):
             past, anew = None, [True] * heads
         elif self._measuring is not None:
-            self._measure(moment, layer, query, past, external, scale, self._measuring)
-            return past, "measured"
+            fresh = Past(*_over(query, external, scale), external.tokens, moment.step)
+            moved = self._measuring.see(moment, layer, (past.out, past.lse), (fresh.out, fresh.lse))
+            # Kept is what a run with this calibration would keep.
+            past.out = torch.where(moved[:, None], fresh.out, past.out)
+            past.lse = torch.where(moved[:, None], fresh.lse, past.lse)
+            return fresh, "measured"
         else:
             anew = self._anew(moment, layer, past, heads)
         if past is None or all(anew):
@@ -159,22 +162,6 @@ class ChunkFlashBlock(FlashBlockForm):
             return [self.stale(moment, past.step)] * heads
         # What was never measured is not trusted.
         return self._calibration.heads(moment, layer) or [True] * heads
-
-    def _measure(
-        self,
-        moment: Moment,
-        layer: int,
-        query: Tensor,
-        past: Past,
-        external: External,
-        scale: float | None,
-        into: Measurements,
-    ) -> None:
-        """Computes all heads anew and keeps those that moved, as a run with this calibration would."""
-        part = _over(query, external, scale)
-        moved = into.see(moment, layer, (past.out, past.lse), part)
-        past.out = torch.where(moved[:, None], part[0], past.out)
-        past.lse = torch.where(moved[:, None], part[1], past.lse)
 
     def _check_room(self, moment: Moment, query: Tensor) -> None:
         self._branches.add((moment.denoiser, moment.branch))

@@ -61,7 +61,7 @@ def watch_calls(
 
     def reduce(self: Any, protocol: Any) -> Any:
         make, (_, *arguments), *state = plain.__reduce_ex__(self, protocol)
-        return make, (plain, *arguments), *state
+        return _remade, (make, plain, *arguments), *state
 
     described = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
     own = type(plain.__name__, (plain,), {**described, "__call__": call, "__new__": new, "__reduce_ex__": reduce})
@@ -75,3 +75,7 @@ def watch_calls(
         started.remove()
 
     return undo
+
+
+def _remade(make: Callable[..., Any], *arguments: Any) -> Any:
+    return make(*arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_anyflow_far import apply_rotary_emb
 from torch import Tensor, nn
 
-from accel.pipelines.attention.call import External
+from accel.pipelines.attention.call import AttentionCall, External
+from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
 
 # Flex attention's blocks: queries and keys are padded with zeros to a multiple of it.
@@ -22,7 +23,8 @@ _SMALLEST_HEAD = 16
 class AnyFlowChunkAttention(StandIn):
     """Stands in for `AnyFlowCausalAttnProcessor` where a step reads what is kept of earlier chunks.
 
-    Calls that keep a chunk's keys and values, and those without such a cache, are for the original.
+    Calls that keep a chunk's keys and values, and those without such a cache, are for the original. In a compiled block
+    the attention goes to whoever serves the block, whatever `attend` is.
     """
 
     originals = ("diffusers.models.transformers.transformer_anyflow_far:AnyFlowCausalAttnProcessor",)
@@ -62,22 +64,21 @@ class AnyFlowChunkAttention(StandIn):
         query, key = apply_rotary_emb(query, rotary_emb["query"]), apply_rotary_emb(key, angles[:, :, -tokens:])
         padding = (0, 0, 0, -tokens % _MULTIPLE)
         key, value = F.pad(key, padding), F.pad(value, padding)
-        parts = [
+        far, near = (
             kv_cache[name][:, :, :, : kv_cache_flag[count]]
             for name, count in (
                 ("compressed_cache", "num_cached_compressed_tokens"),
                 ("full_cache", "num_cached_full_tokens"),
             )
-        ]
+        )
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        output = self.run(query, key, value, None, 0, before=[*parts, angles])
+        if torch.compiler.is_compiling():
+            output = _attend(query, key, value, far, near, angles)
+        else:
+            external = _external(far, near, angles)
+            output = self.attend(query, key, value, replace(self.call(None, 0), external=external))
         output = output.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](output))
-
-    def external(self, before: Sequence[Tensor]) -> External | None:
-        """Of the far and the near part, (2, B, H, tokens, D) each, and the rotation (1, 1, all tokens, D / 2)."""
-        far, near, _ = before
-        return External(far.shape[3] + near.shape[3], partial(_read, *before))
 
     @classmethod
     def refusal(cls, attn: nn.Module) -> str | None:
@@ -88,7 +89,26 @@ class AnyFlowChunkAttention(StandIn):
         return None
 
 
+def _external(far: Tensor, near: Tensor, angles: Tensor) -> External:
+    """Of the far and the near part, (2, B, H, tokens, D) each, and the rotation (1, 1, all tokens, D / 2)."""
+    return External(far.shape[3] + near.shape[3], partial(_read, far, near, angles))
+
+
 def _read(far: Tensor, near: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
     key, value = (torch.cat([far[part], near[part]], dim=2) for part in (0, 1))
     key = apply_rotary_emb(key, angles[:, :, : key.shape[2]])
     return key.transpose(1, 2), value.transpose(1, 2)
+
+
+# Without the handle of a processor, which the operation of the other forms has: calls that fill the cache are compiled
+# too, torch tells the two apart by tensors that are one object, and would look for the handle when it has gone.
+@torch.library.custom_op("accel::attend_behind", mutates_args=())
+def _attend(query: Tensor, key: Tensor, value: Tensor, far: Tensor, near: Tensor, angles: Tensor) -> Tensor:
+    external = _external(far, near, angles)
+    call = AttentionCall("none", 0, None, dispatched=True, external=external, compiled=True)
+    return served(query, key, value, call).contiguous()
+
+
+@_attend.register_fake
+def _(query: Tensor, *others: Tensor) -> Tensor:
+    return query.new_empty(query.shape)

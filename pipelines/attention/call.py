@@ -40,6 +40,7 @@ class AttentionCall:
         scale: what scores are multiplied by; None is 1/sqrt(head size).
         external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`;
             these may have rows of zeros behind those of the queries, which take part in the softmax as all others do.
+        compiled: whether the call stands in a compiled block.
     """
 
     text: Text
@@ -50,6 +51,7 @@ class AttentionCall:
     parallel: Any = None
     scale: float | None = None
     external: External | None = None
+    compiled: bool = False
 
     @property
     def spread(self) -> bool:
@@ -57,7 +59,11 @@ class AttentionCall:
         return spread_over_devices(self.parallel)
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention as diffusers' own processor computes it, the same bits: (B, S, H, D) to (B, S, H, D)."""
+        """Attention as diffusers' own processor computes it, the same bits: (B, S, H, D) to (B, S, H, D).
+
+        Behind earlier chunks and in a compiled block the same to rounding: flex attention would be compiled there, and
+        torch's own function stands in for it.
+        """
         if self.external is not None:
             return self._behind(self.external, query, key, value)
         if self.dispatched:
@@ -69,14 +75,15 @@ class AttentionCall:
 
     def _behind(self, external: External, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Laid out in memory as there, heads before tokens, because matrix products may round by layout.
-        tokens = query.shape[1]
-        if key.shape[1] > tokens:
-            query = F.pad(query.transpose(1, 2), (0, 0, 0, key.shape[1] - tokens)).transpose(1, 2)
-        before = external.read()
-        key, value = (
-            torch.cat([old.transpose(1, 2), own.transpose(1, 2)], dim=2).transpose(1, 2)
-            for old, own in zip(before, (key, value), strict=True)
-        )
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        before = (tensor.transpose(1, 2) for tensor in external.read())
+        tokens, padding = query.shape[2], key.shape[2] - query.shape[2]
+        key, value = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
+        if self.compiled:
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        if padding:
+            query = F.pad(query, (0, 0, 0, padding))
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         out = dispatch_attention_fn(query, key, value, backend=self.backend, parallel_config=self.parallel)
         return out[:, :tokens]
 

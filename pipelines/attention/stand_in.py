@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -11,7 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from accel.pipelines.attention.call import Attend, AttentionCall, External, Text, dense
+from accel.pipelines.attention.call import Attend, AttentionCall, Text, dense
 
 _LIVE: WeakValueDictionary[int, StandIn] = WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -74,25 +73,13 @@ class StandIn:
         """From now on computes as the original does, wherever somebody may have kept it."""
         self.attend = dense
 
-    def run(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        text_length: int | None,
-        before: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """Attention (B, S, H, D) through `attend`; the forms end in it. `before` is for `external`."""
+    def run(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, text_length: int | None) -> Tensor:
+        """Attention (B, S, H, D) through `attend`; the forms end in it."""
         if torch.compiler.is_compiling():
-            return _attend(query, key, value, mask, self._handle, text_length, list(before))
-        return self.attend(query, key, value, self.call(mask, text_length, before))
+            return _attend(query, key, value, mask, self._handle, text_length)
+        return self.attend(query, key, value, self.call(mask, text_length))
 
-    def external(self, before: Sequence[Tensor]) -> External | None:
-        """What a form makes of the tensors that it gave to `run` beside the query's own keys and values."""
-        return None
-
-    def call(self, mask: Tensor | None, text_length: int | None, before: Sequence[Tensor] = ()) -> AttentionCall:
+    def call(self, mask: Tensor | None, text_length: int | None) -> AttentionCall:
         """What `attend` is told."""
         if not self.dispatched:
             return AttentionCall(self.text, text_length, mask, dispatched=False)
@@ -103,7 +90,6 @@ class StandIn:
             dispatched=True,
             backend=self.original._attention_backend,
             parallel=self.original._parallel_config,
-            external=self.external(before),
         )
 
 
@@ -113,19 +99,15 @@ def _unchanged(original: Any) -> Any:
 
 @torch.library.custom_op("accel::attend", mutates_args=())
 def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    handle: Tensor,
-    text_length: int | None,
-    before: Sequence[Tensor],
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, handle: Tensor, text_length: int | None
 ) -> Tensor:
     processor = _LIVE[int(handle)]
-    output = processor.attend(query, key, value, processor.call(mask, text_length, before))
+    output = processor.attend(query, key, value, processor.call(mask, text_length))
     return output.contiguous()
 
 
 @_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *others: object) -> Tensor:
+def _(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, handle: Tensor, text_length: int | None
+) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))

@@ -225,7 +225,10 @@ def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPat
             small(pipe)
         assert last(session)["state"] == "broken off" and report(session)["held_bytes"] == 0
     monkeypatch.setattr(flashblock_form, "free_bytes", lambda device: 200_000)
-    with accel.enable(pipe, cache="flashblock"), pytest.raises(AccelError, match=r"half of the free memory, 0\.0001 GB"):
+    with (
+        accel.enable(pipe, cache="flashblock"),
+        pytest.raises(AccelError, match=r"half of the free memory, 0\.0001 GB"),
+    ):
         small(pipe)
     assert torch.equal(small(pipe), plain)
 
