@@ -19,9 +19,10 @@ from accel.methods import flashblock_form
 from accel.methods.flashblock import FlashBlockConfig
 from accel.methods.flashblock_calibration import Calibration
 from accel.methods.flashblock_chunks import ChunkFlashBlock, Past, _go_on, _over
-from accel.pipelines.attention import External
+from accel.pipelines.attention import AttentionCall, External
 from tests.conformance.snapshot import snapshot
 from tests.sparse_calls import last
+from tests.stand_ins import standing_in
 from tests.tiny_pipelines import TINY
 
 CASE = TINY["anyflow_far"]
@@ -131,6 +132,27 @@ def test_what_no_step_could_reuse_is_left_to_diffusers() -> None:
     found = report(session)
     assert found["refreshed_by_step"] == [0] * 4 + [LAYERS, 0, 0, 0] * 2
     assert (found["dense"], found["reused"]) == (2 * LAYERS, 4 * LAYERS)
+
+
+def test_the_stand_in_gives_the_bits_of_diffusers_with_zeros_and_coarse_keys_too() -> None:
+    pipe, plain = built()
+    seen: list[tuple[int, int, int]] = []
+
+    def note(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+        assert call.external is not None
+        old_key, old_value = call.external.read()
+        assert old_key.shape == old_value.shape == (2, call.external.tokens, 2, 64)
+        seen.append((query.shape[1], key.shape[1], call.external.tokens))
+        return call.dense(query, key, value)
+
+    with standing_in(pipe, note):
+        assert torch.equal(small(pipe), plain)
+    assert list(dict.fromkeys(seen)) == [(64, 128, 0), (128, 128, 64), (64, 128, 144)]
+    own = pipe.transformer.blocks[0].attn1.processor
+    own._attention_backend = "native"
+    with standing_in(pipe, note), pytest.raises(ValueError, match="requires the 'flex' attention backend"):
+        small(pipe)
+    del own._attention_backend
 
 
 def test_what_is_kept_for_later_chunks_is_always_computed() -> None:
@@ -362,3 +384,21 @@ def test_model_offload(when: str) -> None:
     assert torch.equal(small(pipe), plain)
     pipe.remove_all_hooks()
     assert torch.equal(small(pipe), plain)
+
+
+def test_compiled_blocks_stay_one_graph_and_are_plain_again() -> None:
+    pipe = CASE.build()
+    short = {"num_frames": 3, "chunk_partition": [1, 1], "num_inference_steps": 2}
+    plain = small(pipe, **short)
+    with accel.enable(pipe, cache="flashblock"):
+        eager = small(pipe, **short)
+    torch._dynamo.reset()
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    with accel.enable(pipe, cache="flashblock") as session:
+        compiled = small(pipe, **short)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert report(session)["reused"] == LAYERS
+    assert apart(compiled, eager) < 1e-5 and apart(eager, plain) > 1e-4
+    assert apart(small(pipe, **short), plain) < 1e-5
