@@ -15,10 +15,11 @@ from accel.errors import AccelError, AccelWarning
 from accel.methods.base import Context, Method, MethodConfig, registered
 from accel.methods.rules import Place, checked, remarks
 from accel.pipelines.families import families
-from accel.pipelines.sites import Denoiser, PipelineFacts, inspect_pipeline, token_grid
+from accel.pipelines.sites import Denoiser, PipelineFacts, chunk_place, inspect_pipeline, token_grid
 from accel.presets import PRESETS, preset
 from accel.reporting.run_report import Summary, summarize
 from accel.runtime.board import Board
+from accel.runtime.call_runs import watch_calls
 from accel.runtime.clock import Clock
 from accel.runtime.hooks import HookSet, hook_of
 from accel.runtime.recorder import Recorder
@@ -39,12 +40,12 @@ class Session:
         self._facts = facts
         self._recorder = Recorder()
         self._board = Board(self._recorder)
-        self._clock = Clock(facts.guidance, chunked=facts.family.chunked)
+        self._clock = Clock(facts.guidance)
         self._hooks = HookSet(self)
         self._undo: list[Callable[[], None]] = []
         context = Context(facts, self._clock, self._board, self._recorder, self._hooks)
         configs = checked(config.methods, Place.of(facts))
-        self._methods: list[Method] = [registered()[c.method].method(c, context) for c in configs]
+        self._methods: list[Method] = [registered()[c.method].method.on(c, context) for c in configs]
         self._final: Summary | None = None
         self._warned = False
         self._outside_before = 0
@@ -76,7 +77,7 @@ class Session:
             for denoiser in self._facts.denoisers:
                 self._undo.append(self._hooks.add(denoiser.module, partial(self._denoise, denoiser)))
                 self._undo.append(watch_branches(denoiser.module, self._clock))
-            self._undo.append(watch_runs(self._pipe, self._start_run, self._end_run, owner=self))
+            self._undo.append(self._watch())
         except BaseException:
             self._take_off()
             raise
@@ -106,11 +107,17 @@ class Session:
         self._undo.clear()
         self._hooks.remove()
 
+    def _watch(self) -> Callable[[], None]:
+        marks = self._facts.family.marks
+        if marks is None:
+            return watch_runs(self._pipe, self._start_run, self._end_run, owner=self)
+        return watch_calls(self._pipe, marks, self._start_run, self._end_run, owner=self)
+
     def _start_run(self, num_steps: int) -> None:
         displaced = self._displaced()
         self._outside_before = self._recorder.outside_calls
         device = torch.device(getattr(self._pipe, "_execution_device", "cpu"))
-        self._recorder.start_run(num_steps, device)
+        self._recorder.start_run(num_steps, device, by_calls=self._facts.family.marks is not None)
         self._clock.start_run(num_steps)
         for method in self._methods:
             method.start_run(num_steps)
@@ -150,13 +157,22 @@ class Session:
         self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         timestep, sample = (denoiser.argument(name, args, kwargs) for name in ("timestep", "hidden_states"))
-        with self._clock.call(denoiser.name, timestep, sample, partial(self._grid, denoiser, args, kwargs)) as moment:
+        chunk, filling = chunk_place(self._facts.family.chunks, denoiser, args, kwargs)
+        if filling and self._clock.running:
+            started = self._recorder.call_started(None)
+            output = proceed(*args, **kwargs)
+            self._recorder.call_ended(started)
+            return output
+        grid = partial(self._grid, denoiser, args, kwargs)
+        with self._clock.call(denoiser.name, timestep, sample, grid, chunk) as moment:
             if moment is None:
                 self._outside()
                 return proceed(*args, **kwargs)
             record = self._recorder.current
             if record is not None and record.grid is None:
                 record.grid = moment.grid
+                if self._facts.family.marks is not None:
+                    record.planned = getattr(self._pipe, self._facts.family.marks.steps)
             self._board.wipe()
             for method in self._methods:
                 method.start_call(moment)
@@ -180,11 +196,16 @@ class Session:
         if watcher_of(self._pipe) is not self and not self._warned:
             self._warned = True
             warnings.warn(
-                "pipe.progress_bar was replaced after enable, so that no run is seen and all run plainly: "
+                f"pipe.{self._marker} was replaced after enable, so that no run is seen and all run plainly: "
                 "replace it first and enable then",
                 AccelWarning,
                 stacklevel=2,
             )
+
+    @property
+    def _marker(self) -> str:
+        marks = self._facts.family.marks
+        return "progress_bar" if marks is None else marks.start
 
     def _displaced(self) -> list[str]:
         """Makes good what happened to the modules since they were hooked, or says what cannot be made good."""

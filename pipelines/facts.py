@@ -14,10 +14,14 @@ Layout = Literal["BCTHW", "BTCHW", "BCHW", "BNC"]
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """One attention module inside a block."""
+    """One attention module inside a block.
+
+    `kind`: "self" and "joint" attend to the tokens of the call (and its text), "cross" to a text, "chunk" to the tokens
+    of the call and to kept keys and values of the chunks before.
+    """
 
     path: str
-    kind: Literal["self", "cross", "joint"]
+    kind: Literal["self", "cross", "joint", "chunk"]
     processor: str
     # Whether the processor calls diffusers' `dispatch_attention_fn`, or scaled_dot_product_attention itself.
     dispatched: bool
@@ -96,6 +100,31 @@ class FreeOrder:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """How a transformer that generates chunk by chunk is told where a call stands: by a dict, its argument `argument`.
+
+    `done`: the entry that counts the chunks before this one.
+    `filling`: the entry that is true where the call is no step, but keeps the keys and values of what is done.
+    """
+
+    argument: str
+    done: str
+    filling: str
+
+
+@dataclass(frozen=True)
+class CallMarks:
+    """Where the runs of a pipeline are found that does not make its bars with `progress_bar`.
+
+    `start`: the method that its call uses once, before the denoising loop.
+    `steps`: its attribute that holds the steps of one chunk by then, and later those of all chunks.
+    """
+
+    start: str
+    steps: str
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts of one family; `pipelines` and `transformers` are class names of diffusers."""
 
@@ -118,8 +147,10 @@ class Family:
     free_order: FreeOrder | None = None
     # The transformer may be given one timestep per token instead of one per sample.
     per_token_timesteps: bool = False
-    # The timestep goes up again within a run, once per chunk of frames.
-    chunked: bool = False
+    # Where the pipelines generate chunk by chunk.
+    chunks: Chunks | None = None
+    # None where the pipelines' bars tell.
+    marks: CallMarks | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property

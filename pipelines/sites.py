@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from accel.errors import AccelError
-from accel.pipelines.facts import BlockStack, Family, Guidance, TokenGrid
+from accel.pipelines.facts import BlockStack, Chunks, Family, Guidance, TokenGrid
 from accel.pipelines.families import families
 
 
@@ -114,6 +114,14 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
     patches = [config_value(config, name) for name in grid.patch]
     time, height, width = (-(-sizes.get(a, 1) // p) for a, p in zip("THW", patches, strict=True))
     return time, height, width
+
+
+def chunk_place(chunks: Chunks | None, denoiser: Denoiser, args: tuple, kwargs: dict) -> tuple[int, bool]:
+    """How many chunks come before a call of the denoiser, and whether it only keeps what is done and is no step."""
+    told = None if chunks is None else denoiser.argument(chunks.argument, args, kwargs)
+    if chunks is None or told is None:
+        return 0, False
+    return int(told[chunks.done]), bool(told[chunks.filling])
 
 
 def family_of(pipeline: type) -> tuple[Family, Guidance]:

@@ -7,7 +7,7 @@
     latents = case.run(pipe)
 
 They need no file and no network, have two heads of size 64 and 512 or more image or video tokens, take eight
-steps with guidance on, and run in about a second on one core. `tests/test_tiny_pipelines.py` checks them.
+steps (a chunk) with guidance on, and run in about a second on one core. `tests/test_tiny_pipelines.py` checks them.
 """
 
 from collections.abc import Callable
@@ -45,6 +45,20 @@ class TinyCase:
     """Text tokens in one sequence with the image or video, padding included; 0 if there are none."""
     forwards: dict[str, int] = field(default_factory=lambda: {"transformer": STEPS})
     """How often the default call runs each denoiser."""
+    chunks: tuple[int, ...] = ()
+    """Frames of the video's chunks, for pipelines that make one after the other; `tokens` are those of the first."""
+    filling: int = 0
+    """How many of the forwards are no step: they keep the keys and values of chunks that are done."""
+
+    @property
+    def lengths(self) -> set[int]:
+        """Video or image tokens that a call of a denoiser may have."""
+        return {self.tokens // self.chunks[0] * frames for frames in self.chunks} or {self.tokens}
+
+    @property
+    def steps(self) -> int:
+        """Steps of the default call, over all chunks."""
+        return self.call["num_inference_steps"] * max(1, len(self.chunks))
 
     def run(self, pipe: DiffusionPipeline, *, seed: int = 0, **overrides: Any) -> torch.Tensor:
         """Call the pipeline with noise from `seed`; equal calls on equal weights give equal bits.
@@ -149,6 +163,18 @@ _CASES = (
         stacks=_DUAL_AND_SINGLE,
         tokens=576,
         text_tokens=64,
+    ),
+    TinyCase(
+        "anyflow_far",
+        "anyflow_far",
+        video.anyflow_far,
+        {**_WAN, "height": 64},
+        stacks=("blocks",),
+        tokens=512,
+        text_tokens=0,
+        forwards={"transformer": 2 * STEPS + 1},
+        chunks=(2, 1),
+        filling=1,
     ),
     TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
     TinyCase(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from accel.methods.base import MethodConfig
-from accel.methods.flashblock import FlashBlock, FlashBlockConfig
+from accel.methods.flashblock import FlashBlockConfig
 from accel.methods.flashblock_calibration import Calibration
+from accel.methods.flashblock_form import FlashBlockForm
 from accel.session import enable
 
 
@@ -36,7 +37,7 @@ def calibrate_flashblock(
         AccelError: the settings do not go together, or the runs differ in steps or reuse nothing.
     """
     with enable(pipe, attention=attention, cache=config or FlashBlockConfig()) as session:
-        (method,) = (method for method in session.methods if isinstance(method, FlashBlock))
+        (method,) = (method for method in session.methods if isinstance(method, FlashBlockForm))
         measured = method.measure()
         for run in runs:
             run()

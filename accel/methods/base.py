@@ -96,6 +96,11 @@ class Method(ABC):
         self.config = config
         self.context = context
 
+    @classmethod
+    def on(cls, config: Any, context: Context) -> Method:
+        """The method for one pipeline; where it has several forms, the one that is for that pipeline."""
+        return cls(config, context)
+
     @abstractmethod
     def install(self) -> list[Callable[[], None]]:
         """Installs the method and returns what undoes it. It may raise `AccelError`, but then changes nothing."""

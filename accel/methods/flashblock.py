@@ -3,7 +3,8 @@
 This is its form for pipelines that denoise the whole sequence at once, residual reuse beside a sparse attention
 (section 2.4 of the paper): every few steps the part that is not exact is computed too, and on the steps between, the
 exact blocks go on from it. Without a sparse attention beside it, it chooses the exact blocks itself, by their share of
-the attention as measured on the steps that compute everything.
+the attention as measured on the steps that compute everything. Pipelines that generate chunk by chunk have a form of
+their own, in `accel.methods.flashblock_chunks`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.methods.base import Context, Keyword, Method, MethodConfig, register
-from accel.methods.flashblock_calibration import Calibration, Measurements, fingerprint
+from accel.methods.base import Context, Keyword, MethodConfig, register
+from accel.methods.flashblock_calibration import Measurements
+from accel.methods.flashblock_chunks import ChunkFlashBlock
+from accel.methods.flashblock_form import FlashBlockForm
 from accel.methods.mass_selection import MassSelection
 from accel.methods.needs import Brings, Needs, Slot
 from accel.methods.residual import Residual, Residuals, needed
@@ -34,16 +37,14 @@ from accel.methods.sparse_attention import (
 from accel.methods.sparse_call import Blocks, SparseCall, exact_share
 from accel.pipelines.facts import Family
 from accel.runtime.clock import Moment
-from accel.runtime.memory import free_bytes
 from accel.runtime.recorder import RunRecord
 
-_FREE_SHARE = 0.5
 _ALONE = {"density": 0.25, "dense_steps": 0.2, "block_size": 64, "tiling": "call"}
 
 
 class FlashBlockConfig(MethodConfig):
-    """Settings of FlashBlock's residual reuse. Those that are None hold for FlashBlock alone; beside a sparse
-    attention that one's settings decide.
+    """Settings of FlashBlock. Those that are None hold for FlashBlock alone; beside a sparse attention that one's
+    settings decide, and a pipeline that generates chunk by chunk chooses no blocks.
 
     Attributes:
         calibration: A file of `accel.measure.calibration.calibrate_flashblock`, by which each head is computed anew at
@@ -51,10 +52,11 @@ class FlashBlockConfig(MethodConfig):
         similarity: Cosine between what is kept and what it would be under which a calibration has a head computed
             anew. The paper uses 0.85.
         lse_drift: Change of the log-sum-exp over which it does. The paper uses 0.05.
-        interval: Steps from one computation of the blocks that are not exact to the next; 1 keeps nothing and gives the
-            bits of the attention beside it, or the plain ones. 3 is chosen by us for runs without calibration.
+        interval: Steps from one computation of the blocks that are not exact, or of the attention over earlier chunks,
+            to the next; 1 keeps nothing and gives the bits of the attention beside it, or the plain ones. 3 is chosen
+            by us for runs without calibration.
         memory_limit: Gigabytes (1e9 bytes) that all guidance branches together may hold; a run that needs more is
-            refused. None is half of what the device has free when a run begins.
+            refused. None is half of what the device has free when the first part is kept in a run.
         density: Fraction of the image's key blocks that are exact on the steps between; None is 0.25, chosen by us. 1
             gives the plain bits.
         dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.2, chosen by us.
@@ -82,52 +84,41 @@ class FlashBlockConfig(MethodConfig):
     tiling: Tiling | None = None
 
     def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
-        """The same with the settings for FlashBlock alone where it is alone."""
+        """The same with the settings for FlashBlock alone where it is; refuses them where no blocks are chosen."""
         if "attention" in beside:
             return self
         given = {name: value for name, value in self.model_dump().items() if value is not None}
-        return type(self)(**{**_ALONE, **given})
+        if family.chunks is None:
+            return type(self)(**{**_ALONE, **given})
+        for name in sorted(self.alone & set(given)):
+            raise AccelError(
+                f"{self.method}: {name}={given[name]} chooses blocks, and in {family.title} it keeps the attention to "
+                "earlier chunks whole: leave it out"
+            )
+        return self
 
 
 @register(FlashBlockConfig)
-class FlashBlock(Method):
+class FlashBlock(FlashBlockForm):
     """Residual reuse on one pipeline; it is the prior of the sparse attention beside it, or of its own."""
 
-    slot: ClassVar[Slot] = "prior"
-    needs: ClassVar[Needs] = SparseAttention.needs
+    needs: ClassVar[Needs] = replace(SparseAttention.needs, attention=("self", "joint", "chunk"))
     config: FlashBlockConfig
 
     def __init__(self, config: FlashBlockConfig, context: Context) -> None:
         super().__init__(config, context)
         self._own: MassSelection | None = None
         self._residuals = Residuals()
-        self._calibration: Calibration | None = None
-        self._measuring: Measurements | None = None
         self._forget()
         if config.interval > 1:
             context.handover.prior = self
 
-    @property
-    def name(self) -> str:
-        return self.config.method
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the weights as they are now."""
-        return fingerprint(self.context.facts.denoisers)
-
-    def measure(self) -> Measurements:
-        """From now on computes everything, and collects what a calibration is made of."""
-        if self.config.interval == 1 or self.config.calibration is not None:
-            raise AccelError(f"{self.name}: a calibration is made without another, and at an interval above 1")
-        self._measuring = Measurements(self.config.similarity, self.config.lse_drift)
-        return self._measuring
+    @classmethod
+    def on(cls, config: FlashBlockConfig, context: Context) -> FlashBlockForm:
+        return cls(config, context) if context.facts.family.chunks is None else ChunkFlashBlock(config, context)
 
     def install(self) -> list[Callable[[], None]]:
-        if self.config.calibration is not None:
-            self._calibration = Calibration.load(self.config.calibration)
-            bounds = {name: getattr(self.config, name) for name in ("similarity", "lse_drift")}
-            self._calibration.check(fingerprint=self.fingerprint, **bounds)
+        self.load_calibration()
         if self.context.handover.attention:
             return [self._residuals.clear]
         self._residuals = Residuals(totals=True)
@@ -136,7 +127,7 @@ class FlashBlock(Method):
 
     def start_run(self, num_steps: int) -> None:
         self._forget()
-        self._hold_to(num_steps=num_steps)
+        self.hold_to(num_steps=num_steps)
         if self._own is not None:
             self._own.start_run(num_steps)
 
@@ -147,46 +138,31 @@ class FlashBlock(Method):
 
     def _forget(self) -> None:
         self._residuals.clear()
-        self._limit: float | None = None
+        self._limit = None
         # (denoiser, branch) for which there is memory.
         self._fitting: set[tuple[str, str]] = set()
 
     def start_call(self, moment: Moment) -> None:
-        oldest = self._residuals.oldest(moment)
-        if oldest is None:
-            return
-        by_interval = self._calibration is None and moment.step - oldest >= self.config.interval
-        if by_interval or (self._calibration is not None and self._calibration.due(moment)):
-            self.context.board.demand_compute(self.name, "a refresh is due")
+        self.demand_refresh(moment, self._residuals.oldest(moment))
 
     def expect(self, moment: Moment, query: Tensor, density: float, block_size: int) -> None:
         branch = (moment.denoiser, moment.branch)
         if moment.grid is None or density == 1.0 or branch in self._fitting:
             return
-        self._hold_to(density=density, block_size=block_size)
+        self.hold_to(density=density, block_size=block_size)
         self._fitting.add(branch)
-        if self._limit is None:
-            free, given = free_bytes(query.device), self.config.memory_limit
-            self._limit = given * 1e9 if given is not None else math.inf if free is None else _FREE_SHARE * free
-        facts = self.context.facts
+        facts, layers = self.context.facts, self.layers(moment)
         order = facts.guidance.order if facts.guidance.form == "separate" else ()
         branches = max(len(order), sum(name == moment.denoiser for name, _ in self._fitting))
-        denoiser = next(found for found in facts.denoisers if found.name == moment.denoiser)
-        blocks = (*denoiser.blocks, *denoiser.beside)
-        layers = sum(site.kind != "cross" for block in blocks for site in block.stack.attention)
         image = math.prod(moment.grid)
         need = needed(query, image, density, block_size, totals=self._residuals.totals)
-        total = branches * layers * (need.outputs + need.beside)
-        if total > self._limit:
-            limit = f"memory_limit={self.config.memory_limit} allows"
-            if self.config.memory_limit is None:
-                limit = f"half of the free memory, {self._limit / 1e9:.3g} GB, allows"
-            raise AccelError(
-                f"{self.name} would hold {total / 1e9:.3g} GB, more than {limit}: for {layers} attentions to "
-                f"{image:,} tokens it keeps {layers * need.outputs / 2**30:.3g} GiB of outputs and "
-                f"{layers * need.beside / 2**30:.3g} GiB beside them for each of {branches} guidance branches; make "
-                "the picture or film smaller, or use a sparse attention with a tail instead"
-            )
+        self.require_room(
+            branches * layers * (need.outputs + need.beside),
+            query.device,
+            f"for {layers} attentions to {image:,} tokens it keeps {layers * need.outputs / 2**30:.3g} GiB of outputs "
+            f"and {layers * need.beside / 2**30:.3g} GiB beside them for each of {branches} guidance branches; make "
+            "the picture or film smaller, or use a sparse attention with a tail instead",
+        )
 
     def reuse(self, call: SparseCall) -> tuple[Tensor, Tensor] | None:
         kept = self._residuals.at(call)
@@ -204,7 +180,7 @@ class FlashBlock(Method):
                 part, others = self._residuals.others(call, kept.chosen, heads)
                 kept.renew(part, heads)
                 counts = counts + others
-        elif call.moment.step - kept.step >= self.config.interval:
+        elif self.stale(call.moment, kept.step):
             return None
         self.context.recorder.event(self.name, "reused", call.moment, call.layer)
         self.context.recorder.figure(self.name, "exact", exact_share(call, counts))
@@ -217,12 +193,6 @@ class FlashBlock(Method):
         self.context.recorder.event(self.name, "measured", call.moment, call.layer)
         out, _ = call.over(kept.chosen, prior=part[0], prior_lse=part[1])
         return out, kept.chosen[1] + others
-
-    def _hold_to(self, **conditions: Any) -> None:
-        if self._calibration is not None:
-            self._calibration.check(**conditions)
-        if self._measuring is not None:
-            self._measuring.under(**conditions)
 
     def refresh(self, call: SparseCall, chosen: Blocks) -> Tensor:
         out = self._residuals.refresh(call, chosen)
@@ -247,15 +217,9 @@ class FlashBlock(Method):
             "density": mean,
             # Calls that refreshed count as 1; what choosing the blocks costs beside is not in it.
             "overall_density": None if not total else (reused * (mean or 0.0) + total - reused) / total,
-            "rule": self._rule,
+            "rule": self.rule,
             "held_bytes": record.held_bytes[self.name],
         }
-
-    @property
-    def _rule(self) -> str:
-        if self._calibration is not None:
-            return f"the calibration {self.config.calibration}"
-        return f"interval {self.config.interval}, without calibration"
 
     def describe(self, record: RunRecord) -> str:
         report = self.report(record)
@@ -274,7 +238,7 @@ class FlashBlock(Method):
         if acted or config.interval == 1 or config.density == 1.0:
             return None
         if record.count(self.name, "refreshed") and self._calibration is not None:
-            return f"every call was due for a refresh by {self._rule}"
+            return f"every call was due for a refresh by {self.rule}"
         if record.count(self.name, "refreshed"):
             return f"every call was due for a refresh at interval={config.interval}: use more steps, or raise it"
         if self._own is None:

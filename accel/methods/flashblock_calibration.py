@@ -1,8 +1,9 @@
 """When FlashBlock has to compute its part anew: for each layer, step and head, as measured (arXiv 2602.05305).
 
-A calibration run computes everything and compares, for every head, the attention over the blocks that are not exact
-with what was kept of it: the cosine of the outputs and the change of the log-sum-exp, means over batch, tokens and
-visits. A head under the one bound or over the other is computed anew at that step of later runs; the others are not.
+A calibration run computes everything and compares, for every head, the attention over the blocks that are not exact, or
+over the chunks before, with what was kept of it: the cosine of the outputs and the change of the log-sum-exp, means
+over batch, tokens and visits. A head under the one bound or over the other is computed anew at that step of later runs;
+the others are not.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ _VALUES = 64
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a calibration holds for; `fingerprint` is that of the weights."""
+    """What a calibration holds for; `fingerprint` is that of the weights, `num_steps` the steps of a run or a chunk.
+
+    Where no blocks are chosen, density and block_size are None.
+    """
 
     fingerprint: str
     num_steps: int
-    density: float
-    block_size: int
+    density: float | None
+    block_size: int | None
     similarity: float
     lse_drift: float
 

@@ -5,22 +5,20 @@ A method decides for each call which key blocks every query block attends exactl
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from accel.errors import AccelWarning
 from accel.kernels.arrangement import let_go_of_arrangements
 from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method
 from accel.methods.needs import FAST_DEVICES, Brings, Needs, Slot
+from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import (
     DTYPES,
     FEWEST_BLOCKS,
@@ -32,15 +30,7 @@ from accel.methods.sparse_call import (
     text_lengths,
 )
 from accel.methods.token_order import ForwardOrder, dense_in_the_models_order
-from accel.pipelines.attention import (
-    AttentionCall,
-    AttentionModuleSite,
-    StandIn,
-    find_attention,
-    processor_for,
-    serve,
-    text_length,
-)
+from accel.pipelines.attention import AttentionCall
 from accel.pipelines.sites import BlockSite
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
@@ -72,7 +62,7 @@ class SparseAttention(Method):
         super().__init__(config, context)
         context.handover.attention = True
         self._padded: tuple[Tensor, Tensor] | None = None
-        self._installed: list[tuple[AttentionModuleSite, StandIn]] = []
+        self._served: ServedAttention | None = None
 
     @abstractmethod
     def scheduled_dense(self, moment: Moment, depth: int) -> bool:
@@ -93,30 +83,16 @@ class SparseAttention(Method):
         self.context.recorder.held(self.config.method, held_bytes)
 
     def install(self) -> list[Callable[[], None]]:
-        denoisers = self.context.facts.denoisers
-        sites = [site for denoiser in denoisers for site in find_attention(denoiser)]
-        self._installed = [(site, processor_for(site)) for site in sites]
+        self._served = ServedAttention(self.context, self._attend)
         undo = []
         if self.config.tiling == "forward":
             name, size = self.config.method, self.config.block_size
             undo += ForwardOrder(name, self.context, size, self._wanted).install()
-        undo += [site.replace(processor) for site, processor in self._installed]
-        undo += [
-            self.context.hooks.add(site.module, partial(self._in_block, site))
-            for denoiser in denoisers
-            for site in (*denoiser.blocks, *denoiser.beside)
-        ]
-        return [*undo, let_go_of_arrangements]
+        return [*undo, *self._served.install(), let_go_of_arrangements]
 
     def start_run(self, num_steps: int) -> None:
-        gone = [site.path for site, processor in self._installed if site.module.processor is not processor]
-        if gone:
-            text = (
-                f"{len(gone)} attentions, first {gone[0]}, got another processor after enable and run plainly: "
-                "call accel.disable(pipe) and enable again"
-            )
-            self.context.recorder.note(text)
-            warnings.warn(text, AccelWarning, stacklevel=2)
+        if self._served is not None:
+            self._served.start_run()
 
     def end_run(self) -> None:
         self._padded = None
@@ -124,15 +100,6 @@ class SparseAttention(Method):
     def _wanted(self, moment: Moment, depth: int) -> bool:
         """Whether a block at this depth is to be sparse."""
         return not (self.scheduled_dense(moment, depth) or self.context.board.dense_demanded(depth))
-
-    def _in_block(
-        self, site: BlockSite, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        moment = self.context.clock.now
-        if moment is None:
-            return proceed(*args, **kwargs)
-        with serve(partial(self._attend, moment, site), text_length(site, args, kwargs)):
-            return proceed(*args, **kwargs)
 
     def _attend(
         self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall

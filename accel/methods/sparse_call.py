@@ -143,7 +143,7 @@ def put_into_blocks(
 
     `lengths`: (B,), how many text tokens of each sample count; all where None.
     """
-    query, key, value = _of_one_dtype(tensors)
+    query, key, value = of_one_dtype(tensors)
     batch, tokens = query.shape[:2]
     grid, words = moment.grid, call.text_length
     if grid is None or words is None or math.prod(grid) + words != tokens:
@@ -179,7 +179,7 @@ def put_into_blocks(
     )
 
 
-def _of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The tensors as torch's own attention would take them under autocast; or raises NotInBlocks."""
     query, key, value = tensors
     kind = query.device.type

@@ -72,7 +72,9 @@ def summarize(
 def _run(record: RunRecord, methods: list[Method]) -> dict[str, Any]:
     return {
         "steps": record.steps_seen,
-        "planned_steps": record.num_steps,
+        "planned_steps": record.planned_steps,
+        "chunks": record.chunks_seen,
+        "filling_calls": record.filling_calls,
         "grid": record.grid,
         "branches": record.branches,
         "seconds": record.seconds,
@@ -98,14 +100,19 @@ def _lines(record: RunRecord, methods: list[Method]) -> list[str]:
     if record.grid is not None:
         time, height, width = record.grid
         tokens = f", {time * height * width:,} tokens ({time}×{height}×{width})"
+    planned = record.planned_steps
     ends = {
-        "running": f" of {record.num_steps} so far",
-        "broken off": f" of {record.num_steps} (the run was cut short)",
+        "running": f" of {planned} so far",
+        "broken off": f" of {planned} (the run was cut short)",
         "unseen": " (the denoiser was not called through Accel)",
-        "finished": "" if record.steps_seen == record.num_steps else f" ({record.num_steps} were planned)",
+        "finished": "" if record.steps_seen == planned else f" ({planned} were planned)",
     }
     branches = " and ".join(record.branches) or "no call"
-    lines = [f"run {record.index + 1}: {_count(record.steps_seen, 'step')}{ends[record.state]}, {branches}{tokens}"]
+    steps = f"{_count(record.steps_seen, 'step')}{ends[record.state]}"
+    if record.planned is not None:
+        steps += f" in {_count(record.chunks_seen, 'chunk')} and {_count(record.filling_calls, 'call')} between them"
+        tokens += " in the first" if tokens else ""
+    lines = [f"run {record.index + 1}: {steps}, {branches}{tokens}"]
     lines += [f"  {method.config.method}: {method.describe(record)}" for method in methods]
     lines += [f"  {method} fell back {_times(times)}: {reason}" for (method, reason), times in record.fallbacks.items()]
     lines += [f"  note: {note}" for note in record.notes]

@@ -1,7 +1,8 @@
 """The step clock: which run, chunk, step and guidance branch a call of the denoiser belongs to.
 
 A run is the denoising loop of one pipeline call. It begins when the pipeline makes its progress bar and ends when the
-bar is closed, also by an exception (`accel.runtime.runs` watches for both). Calls outside of a run, or from another
+bar is closed, also by an exception (`accel.runtime.runs` watches for both, and `accel.runtime.call_runs` for the calls
+of pipelines that make no such bar). Calls outside of a run, or from another
 thread, have no moment: a denoiser that another pipeline uses too, or that is called by hand, runs plainly then.
 (Another pipeline that is called from a callback inside the run cannot be told from it.)
 
@@ -29,7 +30,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a call of the denoiser stands; all counts begin at 0."""
+    """Where a call of the denoiser stands; all counts begin at 0, `step` and `num_steps` are those of the chunk."""
 
     run: int
     chunk: int
@@ -44,11 +45,10 @@ class Moment:
 class Clock:
     """Counts the calls of a pipeline's denoisers; which is what `now` tells."""
 
-    def __init__(self, guidance: Guidance, *, chunked: bool = False) -> None:
+    def __init__(self, guidance: Guidance) -> None:
         self._now: Moment | None = None
         self.runs = 0
         self._guidance = guidance
-        self._chunked = chunked
         self._running = False
         self._thread = 0
         self._branch: str | None = None
@@ -62,11 +62,16 @@ class Clock:
         return self._now if self._here else None
 
     @property
+    def running(self) -> bool:
+        """Whether a run is on in this thread."""
+        return self._running and self._here
+
+    @property
     def _here(self) -> bool:
         return threading.get_ident() == self._thread
 
     def start_run(self, num_steps: int) -> None:
-        """Begins a run of `num_steps` model evaluations per branch."""
+        """Begins a run of `num_steps` model evaluations per branch, in each chunk."""
         self._reset()
         self._num_steps = num_steps
         self._running = True
@@ -92,17 +97,22 @@ class Clock:
 
     @contextlib.contextmanager
     def call(
-        self, denoiser: str, timestep: Any, sample: Any = None, grid: Callable[[], Grid | None] = lambda: None
+        self,
+        denoiser: str,
+        timestep: Any,
+        sample: Any = None,
+        grid: Callable[[], Grid | None] = lambda: None,
+        chunk: int = 0,
     ) -> Iterator[Moment | None]:
         """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment.
 
-        `grid` tells its tokens; it is asked within a run only.
+        `grid` tells its tokens; it is asked within a run only. `chunk`: how many chunks were made before.
         """
         by_hand = self._guidance.named and self._branch is None
-        if not self._running or not self._here or by_hand:
+        if not self.running or by_hand:
             yield None
             return
-        before, self._now = self._now, self._advance(denoiser, timestep, sample, grid())
+        before, self._now = self._now, self._advance(denoiser, timestep, sample, grid(), chunk)
         try:
             yield self._now
         finally:
@@ -111,20 +121,18 @@ class Clock:
     def _reset(self) -> None:
         self._now = None
         self._step = self._chunk = 0
-        self._started = False
         self._timestep = self._sample = None
         self._seen: list[str] = []
 
-    def _advance(self, denoiser: str, timestep: Any, sample: Any, grid: Grid | None) -> Moment:
-        branch = self._branch or self._unnamed_branch(timestep, sample)
-        if self._chunked and self._started and _value(timestep) > _value(self._timestep):
-            self._chunk += 1
+    def _advance(self, denoiser: str, timestep: Any, sample: Any, grid: Grid | None, chunk: int) -> Moment:
+        if chunk != self._chunk:
+            self._chunk = chunk
             self._step = 0
             self._seen = []
-        elif branch in self._seen:
+        branch = self._branch or self._unnamed_branch(timestep, sample)
+        if branch in self._seen:
             self._step += 1
             self._seen = []
-        self._started = True
         self._seen.append(branch)
         self._timestep, self._sample = timestep, sample
         return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser, grid)
@@ -147,7 +155,3 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a is b or (a.shape == b.shape and bool(torch.equal(a, b)))
     return bool(a == b)
-
-
-def _value(timestep: Any) -> float:
-    return float(torch.as_tensor(timestep).flatten()[0])

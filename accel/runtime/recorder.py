@@ -18,10 +18,19 @@ from accel.runtime.clock import Moment
 
 @dataclass
 class RunRecord:
-    """One run: its size, its seconds, and per method what was done with each block call."""
+    """One run: its size, its seconds, and per method what was done with each block call.
+
+    `num_steps` are those of one chunk. With `by_calls` the loop is what lies between the first and the last call of the
+    denoiser, because its own ends are not known.
+    """
 
     index: int
     num_steps: int
+    by_calls: bool = False
+    # Steps over all chunks; None where it is not told, and there is one chunk then.
+    planned: int | None = None
+    # Calls of the denoiser that are no step: they keep keys and values of chunks that are done.
+    filling_calls: int = 0
     grid: tuple[int, int, int] | None = None
     branches: list[str] = field(default_factory=list)
     # (method, what, denoiser, branch, (chunk, step)) -> the blocks, as bits: a run may have thousands of block calls.
@@ -39,6 +48,16 @@ class RunRecord:
     _began: Any = None
     _ended: Any = None
     _figures: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps over all chunks that the pipeline was to take."""
+        return self.num_steps if self.planned is None else self.planned
+
+    @property
+    def chunks_seen(self) -> int:
+        """Chunks in which a denoiser was called."""
+        return len({chunk for chunk, _ in self._steps})
 
     @property
     def steps_seen(self) -> int:
@@ -105,20 +124,21 @@ class Recorder:
         """The record of the run that is on."""
         return self.runs[-1] if self.runs and self.runs[-1].state == "running" else None
 
-    def start_run(self, num_steps: int, device: torch.device) -> None:
+    def start_run(self, num_steps: int, device: torch.device, *, by_calls: bool = False) -> None:
         """Opens a record of a run on `device`."""
         if self.runs:
             # By now the device is done with it, so that reading its clocks waits for nothing.
             self.runs[-1].settle()
-        self.runs.append(RunRecord(len(self.runs), num_steps, _device=device, _began=_now(device)))
+        self.runs.append(RunRecord(len(self.runs), num_steps, by_calls, _device=device, _began=_now(device)))
 
     def end_run(self, *, broken: bool) -> None:
         """Closes the open record; one in which nothing happened is dropped."""
         record = self.current
         if record is None:
             return
-        record._ended = _now(record._device)
-        whole = not broken and record.steps_seen >= record.num_steps
+        if record._ended is None or not record.by_calls:
+            record._ended = _now(record._device)
+        whole = not broken and record.steps_seen >= record.planned_steps
         record.state = "unseen" if not record.steps_seen else "finished" if whole else "broken off"
         record._figures = {key: _joined(values) for key, values in record._figures.items()}
         if not record.steps_seen and not record.notes:
@@ -161,20 +181,31 @@ class Recorder:
         if record is not None and text not in record.notes:
             record.notes.append(text)
 
-    def call_started(self, moment: Moment) -> Any:
-        """Begins the timing of one denoiser call; the result goes to `call_ended`."""
+    def call_started(self, moment: Moment | None) -> Any:
+        """Begins the timing of one denoiser call, which is no step where it has no moment; the result goes to
+        `call_ended`."""
         record = self.current
-        if record is not None:
+        if record is None:
+            return None
+        if moment is None:
+            record.filling_calls += 1
+        else:
             record._steps[moment.chunk, moment.step] = None
             if moment.branch not in record.branches:
                 record.branches.append(moment.branch)
-        return None if record is None else _now(record._device)
+        now = _now(record._device)
+        if record.by_calls and record._ended is None:
+            record._began = now
+        return now
 
     def call_ended(self, started: Any) -> None:
         """Ends the timing of one denoiser call."""
         record = self.current
         if record is not None:
-            record._calls.append((started, _now(record._device)))
+            now = _now(record._device)
+            record._calls.append((started, now))
+            if record.by_calls:
+                record._ended = now
 
 
 def _in_words(blocks: int) -> str:

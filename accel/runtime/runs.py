@@ -133,10 +133,12 @@ def watch_runs(
 
 def watcher_of(pipe: Any) -> object | None:
     """The session that watches the pipeline's runs, if there is one."""
-    found = getattr(pipe, "__dict__", {}).get("progress_bar")
-    while isinstance(found, InstanceMethod) and found.owner is None:
-        found = found._original
-    return found.owner if isinstance(found, InstanceMethod) else None
+    for found in getattr(pipe, "__dict__", {}).values():
+        while isinstance(found, InstanceMethod) and found.owner is None:
+            found = found._original
+        if isinstance(found, InstanceMethod):
+            return found.owner
+    return None
 
 
 def watch_branches(module: nn.Module, clock: Clock) -> Callable[[], None]:

@@ -12,7 +12,7 @@ grid gets at attention; a backend of diffusers sees none of them.
 Compiled blocks stay one graph for all sites, because the graph holds one operation that looks `attend` up when it runs.
 """
 
-from accel.pipelines.attention.call import Attend, AttentionCall, spread_over_devices
+from accel.pipelines.attention.call import Attend, AttentionCall, External, spread_over_devices
 from accel.pipelines.attention.finding import AttentionModuleSite, find_attention, processor_for
 from accel.pipelines.attention.serving import serve, served, text_length
 from accel.pipelines.attention.stand_in import StandIn
@@ -21,6 +21,7 @@ __all__ = [
     "Attend",
     "AttentionCall",
     "AttentionModuleSite",
+    "External",
     "StandIn",
     "find_attention",
     "processor_for",

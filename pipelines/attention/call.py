@@ -6,11 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
 Text = Literal["none", "prefix", "suffix"]
+
+
+@dataclass(frozen=True)
+class External:
+    """Keys and values of earlier chunks, which every step of a chunk finds the same.
+
+    Attributes:
+        tokens: how many there are.
+        read: gives both, (B, tokens, H, D), rotated; it costs time, and need not be called.
+    """
+
+    tokens: int
+    read: Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,9 @@ class AttentionCall:
         mask: what diffusers' own processor would hand to its attention, or None.
         dispatched: whether that is diffusers' dispatcher, with `backend` and `parallel`, or torch's own function.
         scale: what scores are multiplied by; None is 1/sqrt(head size).
+        external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`;
+            these may have rows of zeros behind those of the queries, which take part in the softmax as all others do.
+        compiled: whether the call stands in a compiled block.
     """
 
     text: Text
@@ -33,6 +50,8 @@ class AttentionCall:
     backend: Any = None
     parallel: Any = None
     scale: float | None = None
+    external: External | None = None
+    compiled: bool = False
 
     @property
     def spread(self) -> bool:
@@ -40,13 +59,33 @@ class AttentionCall:
         return spread_over_devices(self.parallel)
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention as diffusers' own processor computes it, the same bits: (B, S, H, D) to (B, S, H, D)."""
+        """Attention as diffusers' own processor computes it, the same bits: (B, S, H, D) to (B, S, H, D).
+
+        Behind earlier chunks and in a compiled block the same to rounding: flex attention would be compiled there, and
+        torch's own function stands in for it.
+        """
+        if self.external is not None:
+            return self._behind(self.external, query, key, value)
         if self.dispatched:
             return dispatch_attention_fn(
                 query, key, value, attn_mask=self.mask, backend=self.backend, parallel_config=self.parallel
             )
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask).transpose(1, 2)
+
+    def _behind(self, external: External, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # Laid out in memory as there, heads before tokens, because matrix products may round by layout.
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        before = (tensor.transpose(1, 2) for tensor in external.read())
+        tokens, padding = query.shape[2], key.shape[2] - query.shape[2]
+        key, value = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
+        if self.compiled:
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        if padding:
+            query = F.pad(query, (0, 0, 0, padding))
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        out = dispatch_attention_fn(query, key, value, backend=self.backend, parallel_config=self.parallel)
+        return out[:, :tokens]
 
 
 def spread_over_devices(parallel: Any) -> bool:

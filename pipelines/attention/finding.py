@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from accel.errors import AccelError
+from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
@@ -28,6 +29,7 @@ _FORMS: dict[str, type[StandIn]] = {
         HunyuanVideoJointAttention,
         CogVideoXJointAttention,
         PlainSelfAttention,
+        AnyFlowChunkAttention,
     )
     for original in form.originals
 }
@@ -61,8 +63,7 @@ class AttentionModuleSite:
 
 
 def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
-    """The self- and joint attentions of all blocks, the main path first, in the order of the blocks; cross-attentions
-    are left out.
+    """The attentions of all blocks, the main path first, in the order of the blocks; cross-attentions are left out.
 
     Raises `AccelError` where a module's processor is none that a form of this package computes as.
     """

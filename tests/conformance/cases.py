@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import accel
@@ -25,6 +25,13 @@ class MethodCase:
     idle: MethodConfig | None = None
     # How far, relative to the result, the forms of its operations may be apart.
     forms_apart: float = 1e-4
+    # Families on which other settings act, or none.
+    elsewhere: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+
+    def on(self, family: str) -> MethodCase | None:
+        """The case as it is on a family, or None where the method is refused there."""
+        active = self.elsewhere.get(family, self.active)
+        return None if active is None else replace(self, active=active)
 
 
 METHODS = {
@@ -54,6 +61,7 @@ METHODS = {
             acted=lambda report: report["reused"] > 0 and report["density"] < 1,
             idle=accel.FlashBlockConfig(dense_steps=1.0),
             exact_on_equal_inputs=True,
+            elsewhere={"anyflow_far": {"cache": "flashblock"}},
         ),
         MethodCase(
             "pisa",
@@ -62,6 +70,7 @@ METHODS = {
             identity={"attention": "pisa", "density": 1.0},
             acted=lambda report: report["sparse"] > 0 and report["density"] < 1,
             idle=accel.PISAConfig(dense_steps=1.0),
+            elsewhere={"anyflow_far": None},
         ),
         MethodCase(
             "adaspa",
@@ -69,6 +78,7 @@ METHODS = {
             identity={"attention": "adaspa", "density": 1.0},
             acted=lambda report: report["sparse"] > 0 and report["searched"] > 0 and report["density"] < 1,
             idle=accel.AdaSpaConfig(search_steps=(0.99,)),
+            elsewhere={"anyflow_far": None},
         ),
     )
 }

@@ -13,13 +13,13 @@ import torch
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Attributes of every module, identity of every processor and parameter, attributes of the pipeline."""
+    """Attributes of every module, identity of every processor and parameter, class and attributes of the pipeline."""
 
     modules: dict[str, tuple[int, list[str]]]
     processors: dict[str, int]
     forwards: dict[str, Any]
     parameters: dict[str, tuple[int, int]]
-    pipeline: list[str]
+    pipeline: tuple[type, list[str]]
 
 
 def snapshot(pipe: Any) -> Snapshot:
@@ -35,7 +35,7 @@ def snapshot(pipe: Any) -> Snapshot:
                 processors[path] = id(module.processor)
         for path, parameter in component.named_parameters(prefix=name):
             parameters[path] = (id(parameter), parameter._version)
-    return Snapshot(modules, processors, forwards, parameters, sorted(vars(pipe)))
+    return Snapshot(modules, processors, forwards, parameters, (type(pipe), sorted(vars(pipe))))
 
 
 def assert_copies(module: torch.nn.Module) -> None:

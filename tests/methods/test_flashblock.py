@@ -14,7 +14,7 @@ import accel
 from accel.config import AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.forms import use
-from accel.methods import flashblock
+from accel.methods import flashblock_form
 from accel.methods.flashblock import FlashBlock, FlashBlockConfig
 from accel.methods.residual import Residuals, needed
 from accel.pipelines.families import families
@@ -298,10 +298,10 @@ def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPat
             case.run(pipe, **call)
         assert not steps and last(session)["methods"]["flashblock"]["held_bytes"] == 0
         assert last(session)["state"] == "broken off"
-    monkeypatch.setattr(flashblock, "free_bytes", lambda device: 2_000_000)
+    monkeypatch.setattr(flashblock_form, "free_bytes", lambda device: 2_000_000)
     with accel.enable(pipe, cache="flashblock"), pytest.raises(AccelError, match=r"half of the free memory, 0.001 GB"):
         case.run(pipe)
-    monkeypatch.setattr(flashblock, "free_bytes", lambda device: None)
+    monkeypatch.setattr(flashblock_form, "free_bytes", lambda device: None)
     with accel.enable(pipe, cache="flashblock"):
         assert not torch.equal(case.run(pipe), plain)
     assert torch.equal(case.run(pipe), plain)

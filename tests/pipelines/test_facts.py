@@ -77,7 +77,9 @@ def test_names_exist_in_diffusers(family: Family) -> None:
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
 def test_what_binds_the_order_of_tokens_exists_in_diffusers(family: Family) -> None:
     free = family.free_order
-    assert free is not None
+    if free is None:
+        assert family.chunks is not None
+        return
     transformers = [getattr(diffusers, name) for name in family.transformers]
     of_transformers = {name for model in transformers for name in inspect.signature(model.forward).parameters}
     assert set(free.unless_given) <= of_transformers
@@ -127,7 +129,7 @@ def test_streams_are_read_and_packed_as_the_block_does(name: str) -> None:
             assert type(site.pack(outputs)) is type(output)
             # The stream that the facts call `hidden_states` is the picture, the other is the text.
             lengths = dict(zip(site.stack.streams, (s.shape[1] for s in outputs), strict=True))
-            assert lengths["hidden_states"] == case.tokens
+            assert lengths["hidden_states"] in case.lengths
             if "encoder_hidden_states" in lengths:
                 assert lengths["encoder_hidden_states"] == case.text_tokens
 

@@ -77,10 +77,17 @@ def test_named_branches_need_no_timestep() -> None:
     assert seen == [(0, "pred_cond"), (0, "pred_uncond"), (0, "pred_cond_skip"), (1, "pred_cond"), (1, "pred_uncond")]
 
 
-def test_chunks_begin_where_the_timestep_goes_up() -> None:
-    clock = Clock(BATCHED, chunked=True)
-    clock.start_run(2)
-    assert [(chunk, step) for chunk, step, _ in ticks(clock, [9.0, 8.0, 9.0, 8.0])] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+@pytest.mark.parametrize("guidance", [BATCHED, SEPARATE])
+def test_steps_begin_at_zero_in_each_chunk(guidance: Guidance) -> None:
+    clock = Clock(guidance)
+    clock.start_run(1)
+    seen = []
+    for chunk, timestep in ((1, 9.0), (1, 8.0), (2, 8.0), (2, 7.0)):
+        with clock.call("transformer", timestep, chunk=chunk) as moment:
+            assert moment is not None
+            seen.append((moment.chunk, moment.step, moment.branch))
+    assert [place[:2] for place in seen] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert {branch for *_, branch in seen} == {guidance.order[0] if guidance is SEPARATE else "cond_uncond"}
 
 
 def test_a_call_that_fails_leaves_no_moment_and_the_next_run_starts_at_zero() -> None:

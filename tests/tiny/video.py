@@ -1,18 +1,22 @@
-"""Tiny video pipelines: Wan (one and two transformers, VACE), CogVideoX, HunyuanVideo.
+"""Tiny video pipelines: Wan (one and two transformers, VACE), CogVideoX, HunyuanVideo, AnyFlow-FAR.
 
-All make 3 x 12 x 16 = 576 video tokens from 48 x 64 pixels. Their autoencoders halve height and width once,
-so pixels stay few while the transformers keep their 2 x 2 patches. Every builder takes `seed`, default 0.
+All make 3 x 12 x 16 = 576 video tokens from 48 x 64 pixels, but AnyFlow-FAR 2 x 16 x 16 = 512 in a first and half as
+many in a second chunk. Their autoencoders halve height and width once, so pixels stay few while the transformers keep
+their 2 x 2 patches. Every builder takes `seed`, default 0.
 """
 
 from typing import Any
 
 from diffusers import (
+    AnyFlowFARPipeline,
+    AnyFlowFARTransformer3DModel,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
@@ -180,3 +184,10 @@ def hunyuan_video() -> HunyuanVideoPipeline:
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
     )
+
+
+@tiny
+def anyflow_far() -> AnyFlowFARPipeline:
+    """Chunk by chunk with a key-value cache and batched guidance; of two chunks before, the first is coarse."""
+    transformer = AnyFlowFARTransformer3DModel(**WAN_SHAPE, full_chunk_limit=2, chunk_partition=(2, 1))
+    return AnyFlowFARPipeline(**_wan_parts(FlowMapEulerDiscreteScheduler(shift=FLOW_SHIFT)), transformer=transformer)

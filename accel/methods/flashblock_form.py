@@ -1,0 +1,94 @@
+"""What the forms of FlashBlock share: the rule by which a part is computed anew, its calibration, and the memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+
+from accel.errors import AccelError
+from accel.methods.base import Context, Method
+from accel.methods.flashblock_calibration import Calibration, Measurements, fingerprint
+from accel.methods.needs import Slot
+from accel.runtime.clock import Moment
+from accel.runtime.memory import free_bytes
+
+_FREE_SHARE = 0.5
+
+
+class FlashBlockForm(Method):
+    """FlashBlock on one pipeline; a subclass says which part is kept."""
+
+    slot: ClassVar[Slot] = "prior"
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self._calibration: Calibration | None = None
+        self._measuring: Measurements | None = None
+        self._limit: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.config.method
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the weights as they are now."""
+        return fingerprint(self.context.facts.denoisers)
+
+    def measure(self) -> Measurements:
+        """From now on computes everything, and collects what a calibration is made of."""
+        if self.config.interval == 1 or self.config.calibration is not None:
+            raise AccelError(f"{self.name}: a calibration is made without another, and at an interval above 1")
+        self._measuring = Measurements(self.config.similarity, self.config.lse_drift)
+        return self._measuring
+
+    def load_calibration(self) -> None:
+        """Reads the file that the configuration names; raises `AccelError` where it does not hold here."""
+        if self.config.calibration is not None:
+            self._calibration = Calibration.load(self.config.calibration)
+            bounds = {name: getattr(self.config, name) for name in ("similarity", "lse_drift")}
+            self._calibration.check(fingerprint=self.fingerprint, **bounds)
+
+    def hold_to(self, **conditions: Any) -> None:
+        """Raises `AccelError` where a calibration was made, or is being made, under others."""
+        if self._calibration is not None:
+            self._calibration.check(**conditions)
+        if self._measuring is not None:
+            self._measuring.under(**conditions)
+
+    def stale(self, moment: Moment, step: int) -> bool:
+        """Whether the interval asks for what was computed at `step` to be computed anew."""
+        return self._calibration is None and moment.step - step >= self.config.interval
+
+    def demand_refresh(self, moment: Moment, oldest: int | None) -> None:
+        """Asks for a computed step where a refresh is due; `oldest` is the step of the oldest part that is kept."""
+        if oldest is None:
+            return
+        if self.stale(moment, oldest) or (self._calibration is not None and self._calibration.due(moment)):
+            self.context.board.demand_compute(self.name, "a refresh is due")
+
+    def require_room(self, nbytes: int, device: torch.device, what: str) -> None:
+        """Raises `AccelError` where so many bytes, over all guidance branches, are more than may be held."""
+        if self._limit is None:
+            free, given = free_bytes(device), self.config.memory_limit
+            self._limit = given * 1e9 if given is not None else math.inf if free is None else _FREE_SHARE * free
+        if nbytes > self._limit:
+            limit = f"memory_limit={self.config.memory_limit} allows"
+            if self.config.memory_limit is None:
+                limit = f"half of the free memory, {self._limit / 1e9:.3g} GB, allows"
+            raise AccelError(f"{self.name} would hold {nbytes / 1e9:.3g} GB, more than {limit}: {what}")
+
+    def layers(self, moment: Moment) -> int:
+        """How many attentions of the moment's denoiser are served."""
+        denoiser = next(found for found in self.context.facts.denoisers if found.name == moment.denoiser)
+        blocks = (*denoiser.blocks, *denoiser.beside)
+        return sum(site.kind != "cross" for block in blocks for site in block.stack.attention)
+
+    @property
+    def rule(self) -> str:
+        """By what a part is computed anew, for people."""
+        if self._calibration is not None:
+            return f"the calibration {self.config.calibration}"
+        return f"interval {self.config.interval}, without calibration"
