@@ -354,7 +354,7 @@ def test_beside_a_block_cache_a_refresh_is_computed() -> None:
     ("settings", "line"),
     [
         ({"attention": "pisa"}, "pisa works on self or joint attention, and that of AnyFlow-FAR is chunk attention"),
-        (
+        ({"attention": "adaspa"}, "adaspa works on self or joint attention, .*; cache='delta', .* does without"),
             {"attention": "adaspa"},
             "adaspa works on self or joint attention, .*; cache='delta', cache='flashblock' or cache='tdc' does without",
         ),
