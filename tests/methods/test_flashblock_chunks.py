@@ -355,9 +355,6 @@ def test_beside_a_block_cache_a_refresh_is_computed() -> None:
     [
         ({"attention": "pisa"}, "pisa works on self or joint attention, and that of AnyFlow-FAR is chunk attention"),
         ({"attention": "adaspa"}, "adaspa works on self or joint attention, .*; cache='delta', .* does without"),
-            {"attention": "adaspa"},
-            "adaspa works on self or joint attention, .*; cache='delta', cache='flashblock' or cache='tdc' does without",
-        ),
         ({"attention": "adaspa", "cache": "flashblock"}, "adaspa works on self or joint attention"),
         ({"cache": "flashblock", "density": 0.5}, "flashblock: density=0.5 chooses blocks, .*: leave it out"),
         ({"cache": "flashblock", "tiling": "none"}, "flashblock: tiling=none chooses blocks"),
