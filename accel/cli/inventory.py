@@ -73,8 +73,10 @@ def _methods() -> dict[str, Any]:
 
 
 def _settings(config: type[MethodConfig]) -> dict[str, Any]:
-    """Per field its default and the first sentence of its line in the class's docstring."""
-    documented = _attributes(inspect.getdoc(config) or "")
+    """Per field its default and the first sentence of its line in the docstring of the class or of a base."""
+    documented: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        documented |= _attributes(inspect.cleandoc(base.__doc__ or ""))
     return {
         name: {"default": field.default, "meaning": _sentence(documented.get(name, ""))}
         for name, field in config.model_fields.items()

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from accel.errors import AccelError
 from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot, register
-from accel.methods.flashblock_calibration import Calibration, Measurements, fingerprint
+from accel.methods.fingerprint import fingerprint
+from accel.methods.flashblock_calibration import Calibration, Measurements
 from accel.methods.mass_selection import MassSelection
 from accel.methods.residual import Residual, Residuals, needed
 from accel.methods.sparse_attention import BlockSize, Density, Fraction, Tiling
@@ -92,7 +93,7 @@ class FlashBlock(Method):
     @property
     def fingerprint(self) -> str:
         """That of the weights as they are now."""
-        return fingerprint(self.context.facts.denoisers)
+        return fingerprint(self.name, self.context.facts.denoisers)
 
     def measure(self) -> Measurements:
         """From now on computes everything, and collects what a calibration is made of."""
