@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -45,8 +46,8 @@ class MixedPrecisionConfig(SparingConfig):
         target_bits: Mean bits of the activations over all computed layers and steps. The paper reports about 6.
         threshold: Predicted error (with a calibration) or change of the block (without) above which a layer gets the
             high format; None lets `target_bits` decide.
-        calibration: File that `accel.measure.calibration.calibrate_mixed` wrote for this model. Without, a layer's error
-            is taken to follow its block's change, and the blocks that changed most get the high format.
+        calibration: File that `accel.measure.calibration.calibrate_mixed` wrote for this model. Without, a layer's
+            error is taken to follow its block's change, and the blocks that changed most get the high format.
         rotate: Whether activations and weights are multiplied by a Hadamard matrix in blocks of 128 channels, which
             spreads outliers; INT8 needs it more than NVFP4 does. As published.
         purify: Whether a cache of block changes beside it is kept clean: no quantization of inputs with outliers where
@@ -84,6 +85,36 @@ class MixedPrecisionConfig(SparingConfig):
         return (self.target_bits - low) / (high - low)
 
 
+@dataclass
+class _State:
+    """What is known and decided while one transformer runs."""
+
+    period: tuple[int, str] | None = None
+    rule: Rule = field(default_factory=lambda: ShareRule(0.0))
+    step: int = -1
+    branch: str = ""
+    # Of this step: the layers with the finer format, and by block the changes that decided.
+    finer: set[int] = field(default_factory=set)
+    changes: dict[int, float] = field(default_factory=dict)
+    # max|x| / mean|x| by layer, as last seen, and whether a cache asks for it.
+    ratios: dict[int, float] = field(default_factory=dict)
+    looking: bool = False
+    # On their way to the host: by block the change with its step, and the ratios of some layers.
+    arriving: dict[int, tuple[int, Readback]] = field(default_factory=dict)
+    ratios_arriving: list[tuple[list[int], Readback]] = field(default_factory=list)
+
+    def receive(self, *, any_age: bool) -> None:
+        """Takes in what was measured: changes of the step before, or with `any_age` also of earlier ones."""
+        self.changes = {
+            block: _change(back.tolist())
+            for block, (step, back) in self.arriving.items()
+            if any_age or step == self.step - 1
+        }
+        for layers, back in self.ratios_arriving:
+            self.ratios |= dict(zip(layers, back.tolist(), strict=True))
+        self.ratios_arriving.clear()
+
+
 @register(MixedPrecisionConfig)
 class MixedPrecision(Sparing):
     """Mixed precision on one pipeline."""
@@ -96,7 +127,10 @@ class MixedPrecision(Sparing):
         self._calibration: Calibration | None = None
         self._measuring: Measurements | None = None
         self.fingerprint = ""
-        self._forget()
+        # The layers that get a format for each call.
+        self._by_block: dict[tuple[str, int], list[Layer]] = {}
+        self._num_steps = 0
+        self._state = _State()
 
     def low_activation(self, layer: Layer) -> Activation:
         # Until something is known.
@@ -119,6 +153,9 @@ class MixedPrecision(Sparing):
             self._calibration = Calibration.load(self.config.calibration)
             self._calibration.check(self.fingerprint, self._low, self.config.rotate)
         undo = super().install()
+        for layer in self._all():
+            if layer.block is not None and self._chooses(layer):
+                self._by_block.setdefault((layer.denoiser, layer.block), []).append(layer)
         for denoiser in denoisers:
             undo += [
                 self.context.hooks.add(site.module, partial(self._in_block, denoiser, site), innermost=True)
@@ -128,29 +165,24 @@ class MixedPrecision(Sparing):
 
     def start_run(self, num_steps: int) -> None:
         super().start_run(num_steps)
-        self._forget()
+        self._state = _State()
         self._num_steps = num_steps
 
     def end_run(self) -> None:
         super().end_run()
-        self._forget()
+        self._state = _State()
 
     def start_call(self, moment: Moment) -> None:
         period = (moment.chunk, moment.denoiser)
-        if period != self._period:
-            self._forget()
-            self._period = period
-            self._rule = self._make_rule()
-        if moment.step == self._step:
+        if period != self._state.period:
+            self._state = _State(period, self._make_rule())
+        state = self._state
+        if moment.step == state.step:
             return
-        self._step, self._branch = moment.step, moment.branch
-        changes = {block: _change(back.tolist()) for block, (step, back) in self._arriving.items() if self._fresh(step)}
-        layers = [layer for layer in self.layers[moment.denoiser] if self._chooses(layer)]
-        self._finer = self._rule.high(layers, changes, max(1, self._num_steps - moment.step))
-        self._changes = changes
-        for indices, back in self._ratios_arriving:
-            self._ratios |= dict(zip(indices, back.tolist(), strict=True))
-        self._ratios_arriving = []
+        state.step, state.branch = moment.step, moment.branch
+        state.receive(any_age=not self.config.purify)
+        layers = [layer for (name, _), each in self._by_block.items() if name == moment.denoiser for layer in each]
+        state.finer = state.rule.high(layers, state.changes, max(1, self._num_steps - moment.step))
 
     def describe(self, record: RunRecord) -> str:
         return f"{super().describe(record)}; {self._rule_in_words()}"
@@ -159,24 +191,8 @@ class MixedPrecision(Sparing):
         return {**super().report(record), "calibrated": self._calibration is not None}
 
     def _chooses(self, layer: Layer) -> bool:
-        return not (layer.modulation or self.spared(layer))
-
-    def _forget(self) -> None:
-        self._period: tuple[int, str] | None = None
-        self._rule: Rule = ShareRule(0.0)
-        self._step = -1
-        self._branch = ""
-        self._finer: set[int] = set()
-        self._changes: dict[int, float] = {}
-        # Gamma of each block, with the step that it is of, and the outlier ratios, on their way.
-        self._arriving: dict[int, tuple[int, Readback]] = {}
-        self._ratios_arriving: list[tuple[list[int], Readback]] = []
-        self._ratios: dict[int, float] = {}
-        self._looking = False
-
-    def _fresh(self, step: int) -> bool:
-        """Whether a change that was measured at a step may decide on this one."""
-        return step == self._step - 1 or not self.config.purify
+        """Whether its format may change from call to call; outside of the blocks nothing tells."""
+        return layer.block is not None and not (layer.modulation or self.spared(layer))
 
     def _make_rule(self) -> Rule:
         config, found = self.config, self._calibration
@@ -205,18 +221,19 @@ class MixedPrecision(Sparing):
         moment = self.context.clock.now
         if moment is None:
             return proceed(*args, **kwargs)
-        layers = [each for each in self.layers[denoiser.name] if each.block == site.index and self._chooses(each)]
+        state = self._state
+        layers = self._by_block.get((denoiser.name, site.index), [])
         purified = self.config.purify and self.context.board.change_kept(site.index)
-        self._looking |= purified
-        measures = moment.branch == self._branch and site.index < len(denoiser.blocks)
+        state.looking |= purified
+        measures = moment.branch == state.branch and site.index < len(denoiser.blocks)
         for layer in layers:
-            activation = self._high if layer.index in self._finer or self._measuring is not None else self._low
+            activation = self._high if layer.index in state.finer or self._measuring is not None else self._low
             # Written so that a NaN counts as an outlier.
-            if purified and not self._ratios.get(layer.index, 0.0) <= self.config.outlier_ratio:
+            if purified and not state.ratios.get(layer.index, 0.0) <= self.config.outlier_ratio:
                 activation = "plain"
-            self._module(layer).choose(activation, look=self._looking and measures)
-        if self._measuring is not None and measures and site.index in self._changes:
-            with self._measuring.watch([(each, self._module(each)) for each in layers], self._changes[site.index]):
+            self._module(layer).choose(activation, look=state.looking and measures)
+        if self._measuring is not None and measures and site.index in state.changes:
+            with self._measuring.watch([(each, self._module(each)) for each in layers], state.changes[site.index]):
                 output = proceed(*args, **kwargs)
         else:
             output = proceed(*args, **kwargs)
@@ -235,10 +252,10 @@ class MixedPrecision(Sparing):
         statistics = [compute_delta(after, before)[1] for after, before in zip(outputs, inputs, strict=True)]
         # The streams of a block may lie on several devices.
         total = torch.stack([each.to(statistics[0].device) for each in statistics]).sum(0)
-        self._arriving[site.index] = step, Readback(total)
-        if self._looking and layers:
+        self._state.arriving[site.index] = step, Readback(total)
+        if self._state.looking and layers:
             ratios = torch.stack([self._module(each).seen[2] for each in layers])
-            self._ratios_arriving.append(([each.index for each in layers], Readback(ratios)))
+            self._state.ratios_arriving.append(([each.index for each in layers], Readback(ratios)))
 
 
 def _change(statistics: list[float]) -> float:

@@ -209,7 +209,7 @@ class Quantization(Method):
         moment = self.context.clock.now
         if moment is not None:
             for layer, module in modules:
-                ran = [activation for activation, times in zip(ACTIVATIONS, module.ran.tolist(), strict=True) if times]
+                ran: list[str] = [a for a, times in zip(ACTIVATIONS, module.ran.tolist(), strict=True) if times]
                 for what in ran or ["skipped"]:
                     self.context.recorder.event(self.name, what, moment, layer.index)
         return output

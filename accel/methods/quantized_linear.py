@@ -135,14 +135,10 @@ def convert(
     assert weight is not None
     linear.__class__ = QuantizedLinear
     scale = torch.tensor(_ROTATED_SCALE if rotated else _SCALE, device=weight.device)
-    codes, scales, tensor_scale = (*stored, None)[:3]
-    held = scales.view(torch.int32 if tensor_scale is None else torch.uint8)
-    for name, value in zip(
-        _BUFFERS,
-        (codes, held, None if tensor_scale is None else tensor_scale.view(torch.int32), scale.view(torch.int32)),
-        strict=True,
-    ):
-        linear.register_buffer(name, value, persistent=False)
+    linear.register_buffer("codes", stored[0], persistent=False)
+    linear.register_buffer("scales", stored[1].view(torch.uint8 if len(stored) == 3 else torch.int32), persistent=False)
+    linear.register_buffer("tensor_scale", stored[2].view(torch.int32) if len(stored) == 3 else None, persistent=False)
+    linear.register_buffer("activation_scale", scale.view(torch.int32), persistent=False)
     quantized.weight_format, quantized.rotated, quantized.parameter_names = weight_format, rotated, names
     quantized.route = torch.zeros(2, dtype=torch.int64)
     quantized.ran = torch.zeros(len(ACTIVATIONS), dtype=torch.int64)
