@@ -66,18 +66,6 @@ class MixedPrecisionConfig(SparingConfig):
     purify: bool = True
     outlier_ratio: Annotated[float, Field(ge=1.0)] = 25.0
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-        low, high = (BITS[_ACTIVATIONS[name]] for name in (self.low, self.high))
-        if low >= high:
-            raise AccelError(f"mixed: low={self.low!r} is not below high={self.high!r}: set high='16bit'")
-        if self.threshold is None and not low <= self.target_bits <= high:
-            nearest = min((low, high), key=lambda bits: abs(bits - self.target_bits))
-            raise AccelError(
-                f"mixed: target_bits={self.target_bits:g} does not lie between low={self.low!r} with {low} and "
-                f"high={self.high!r} with {high} (nearest: {nearest})"
-            )
-
     @property
     def high_share(self) -> float:
         """The fraction of layers and steps that get the high format so that the mean is `target_bits`."""
@@ -147,6 +135,7 @@ class MixedPrecision(Sparing):
         return self._measuring
 
     def install(self) -> list[Callable[[], None]]:
+        _check(self.config)
         denoisers = self.context.facts.denoisers
         self.fingerprint = fingerprint(self.name, denoisers)
         if self.config.calibration is not None:
@@ -262,3 +251,15 @@ def _change(statistics: list[float]) -> float:
     """Gamma from the statistics of `compute_delta`; NaN where it is not known."""
     squared, of_input, *_ = statistics
     return math.sqrt(squared / of_input) if of_input > 0 and squared >= 0 else math.nan
+
+
+def _check(config: MixedPrecisionConfig) -> None:
+    low, high = (BITS[_ACTIVATIONS[name]] for name in (config.low, config.high))
+    if low >= high:
+        raise AccelError(f"mixed: low={config.low!r} is not below high={config.high!r}: set high='16bit'")
+    if config.threshold is None and not low <= config.target_bits <= high:
+        nearest = min((low, high), key=lambda bits: abs(bits - config.target_bits))
+        raise AccelError(
+            f"mixed: target_bits={config.target_bits:g} does not lie between low={config.low!r} with {low} and "
+            f"high={config.high!r} with {high} (nearest: {nearest})"
+        )

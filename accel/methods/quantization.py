@@ -22,7 +22,7 @@ from accel.kernels.quantized_linear import ACTIVATIONS, Activation, emulation
 from accel.kernels.rotation import BLOCK
 from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot
 from accel.methods.layer_choice import Layer, check_names, choose_layers
-from accel.methods.original_weights import require_same, weight_files
+from accel.methods.original_weights import WeightFile, require_same, weight_files
 from accel.methods.quantized_linear import QuantizedLinear, convert, revert, store
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.weight_bytes import WeightFormat
@@ -98,7 +98,15 @@ class Quantization(Method):
         undo: list[Callable[[], None]] = []
         try:
             for denoiser in denoisers:
-                undo += self._convert(denoiser)
+                files = None if self.config.keep_original else weight_files(self.name, denoiser)
+                layers = self.layers[denoiser.name]
+                for layer in layers:
+                    undo += self._convert(layer, files)
+                self.layers[denoiser.name] = [each for each in layers if isinstance(each.module, QuantizedLinear)]
+            # A warning may be made an error.
+            self._notes = self._foretell()
+            for text in self._notes:
+                warnings.warn(f"{self.name}: {text}", AccelWarning, stacklevel=4)
         except BaseException:
             for step in reversed(undo):
                 step()
@@ -110,9 +118,6 @@ class Quantization(Method):
                 for method in _FUSIONS
                 if hasattr(denoiser.module, method)
             ]
-        self._notes = self._foretell()
-        for text in self._notes:
-            warnings.warn(f"{self.name}: {text}", AccelWarning, stacklevel=5)
         return undo
 
     def start_run(self, num_steps: int) -> None:
@@ -165,37 +170,26 @@ class Quantization(Method):
         if not self._all():
             raise AccelError(f"{self.name}: modules_to_not_convert leaves no linear to quantize: name fewer")
 
-    def _convert(self, denoiser: Denoiser) -> list[Callable[[], None]]:
-        files = None if self.config.keep_original else weight_files(self.name, denoiser)
-        undo: list[Callable[[], None]] = []
-        taken = []
-        try:
-            for layer in self.layers[denoiser.name]:
-                weight_format = "nvfp4" if layer.modulation else self.weight_format(layer)
-                if weight_format is None:
-                    self.weights.left["among the most sensitive, left as they are"] += 1
-                    continue
-                wanted = self.rotates(layer) and set(self.activations(layer)) != {"plain"}
-                rotated = wanted and layer.module.in_features % BLOCK == 0
-                weight = layer.module.weight
-                stored = store(weight.detach(), weight_format, rotated)
-                if not stored[-1].isfinite().all():
-                    raise AccelError(f"{self.name}: the weight of {layer.name} has values that are not finite")
-                file = None
-                if files is not None:
-                    file = require_same(self.name, layer.name, weight, files.get(f"{layer.path}.weight"))
-                itemsize = weight.element_size()
-                revertible = convert(layer.module, weight_format, stored, rotated=rotated, file=file)
-                undo.append(partial(revert, revertible))
-                revertible.choose(self.default_activation(layer))
-                self.weights.add(revertible, itemsize, unrotated=wanted and not rotated)
-                taken.append(layer)
-        except BaseException:
-            for step in reversed(undo):
-                step()
-            raise
-        self.layers[denoiser.name] = taken
-        return undo
+    def _convert(self, layer: Layer, files: dict[str, WeightFile] | None) -> list[Callable[[], None]]:
+        """Stores the layer's weight; returns what undoes it, nothing where the layer stays as it is."""
+        weight_format = "nvfp4" if layer.modulation else self.weight_format(layer)
+        if weight_format is None:
+            self.weights.left["among the most sensitive, left as they are"] += 1
+            return []
+        wanted = self.rotates(layer) and set(self.activations(layer)) != {"plain"}
+        rotated = wanted and layer.module.in_features % BLOCK == 0
+        weight = layer.module.weight
+        stored = store(weight.detach(), weight_format, rotated)
+        if not stored[-1].isfinite().all():
+            raise AccelError(f"{self.name}: the weight of {layer.name} has values that are not finite")
+        file = None
+        if files is not None:
+            file = require_same(self.name, layer.name, weight, files.get(f"{layer.path}.weight"))
+        itemsize = weight.element_size()
+        converted = convert(layer.module, weight_format, stored, rotated=rotated, file=file)
+        converted.choose(self.default_activation(layer))
+        self.weights.add(converted, itemsize, unrotated=wanted and not rotated)
+        return [partial(revert, converted)]
 
     def _count(
         self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -48,7 +48,6 @@ class Doubling(ModelHook):
         "flux-flashblock",
         "flux-delta",
         "flux-pisa",
-        "wan-int8",
         "flux-mixed",
     ],
 )
