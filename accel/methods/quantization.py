@@ -7,9 +7,9 @@ of the denoiser.
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -27,6 +27,7 @@ from accel.methods.quantized_linear import QuantizedLinear, convert, revert, sto
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.weight_bytes import WeightFormat
 from accel.pipelines.sites import Denoiser
+from accel.runtime.readback import Readback
 from accel.runtime.recorder import RunRecord
 from accel.runtime.runs import InstanceMethod
 
@@ -71,6 +72,8 @@ class Quantization(Method):
         self.weights = QuantizedWeights()
         self._notes: list[str] = []
         self._running = False
+        # What the layers of a denoiser have seen after each call, on its way to the host.
+        self._seen: list[tuple[str, Readback]] = []
 
     @abstractmethod
     def weight_format(self, layer: Layer) -> WeightFormat | None:
@@ -126,6 +129,7 @@ class Quantization(Method):
             self.context.recorder.note(f"{self.name}: {text}")
         for layer in self._all():
             self._module(layer).seen.zero_()
+        self._seen.clear()
 
     def end_run(self) -> None:
         if not self._running:
@@ -206,6 +210,11 @@ class Quantization(Method):
                 ran: list[str] = [a for a, times in zip(ACTIVATIONS, module.ran.tolist(), strict=True) if times]
                 for what in ran or ["skipped"]:
                     self.context.recorder.event(self.name, what, moment, layer.index)
+            if modules:
+                # The blocks may lie on several devices.
+                device = modules[0][1].seen.device
+                seen = torch.stack([module.seen.to(device) for _, module in modules])
+                self._seen.append((denoiser.name, Readback(seen.flatten())))
         return output
 
     def _refuse_fusion(self, method: str, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -235,29 +244,33 @@ class Quantization(Method):
         return list(texts)
 
     def _tell_bad_activations(self) -> None:
-        """Names the layers whose activations were not finite, or so large that NVFP4 may have cut them."""
-        layers = self._all()
-        seen = [self._module(layer).seen for layer in layers]
-        devices = {each.device for each in seen}
-        read = [torch.stack([s for s in seen if s.device == device]).tolist() for device in devices]
-        order = [layer for device in devices for layer, s in zip(layers, seen, strict=True) if s.device == device]
-        broken, cut = Counter[str](), Counter[str]()
-        for layer, (int8, nvfp4, _) in zip(order, [values for each in read for values in each], strict=True):
-            if int8 != int8 or nvfp4 != nvfp4:
-                broken[layer.name] += 1
-            elif nvfp4 >= _LARGEST_SCALE:
-                cut[layer.name] += 1
-        if broken:
-            text = f"{self.name}: activations of {_first(broken)} were not finite, and so are the results"
-            self.context.recorder.note(text)
-            warnings.warn(text, AccelWarning, stacklevel=2)
+        """Names the layers whose activations were not finite in the first call that had any, or so large that NVFP4 may
+        have cut them."""
+        cut: dict[str, None] = {}
+        for denoiser, back in self._seen:
+            values = back.tolist()
+            broken = [
+                layer.name
+                for place, layer in enumerate(self.layers[denoiser])
+                if not all(math.isfinite(scale) for scale in values[3 * place : 3 * place + 2])
+            ]
+            if broken:
+                text = f"{self.name}: activations of {_first(broken)} were not finite, and so are the results"
+                self.context.recorder.note(text)
+                warnings.warn(text, AccelWarning, stacklevel=2)
+                break
+            cut |= {
+                layer.name: None
+                for place, layer in enumerate(self.layers[denoiser])
+                if values[3 * place + 1] >= _LARGEST_SCALE
+            }
+        self._seen.clear()
         if cut:
             self.context.recorder.note(
-                f"{self.name}: activations of {_first(cut)} were too large for NVFP4 here and were cut: name them in "
-                "modules_to_not_convert"
+                f"{self.name}: activations of {_first(list(cut))} were too large for NVFP4 here and were cut: "
+                "name them in modules_to_not_convert"
             )
 
 
-def _first(names: Counter[str]) -> str:
-    (first, *others) = sorted(names)
-    return first if not others else f"{first} and {len(others)} other layers"
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other layers"
