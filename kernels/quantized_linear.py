@@ -24,7 +24,7 @@ __all__ = ["ACTIVATIONS", "SEEN", "Activation", "emulation", "multiply", "quanti
 Activation = Literal["plain", "nvfp4", "int8"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # What `seen` holds, in this order.
-SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio")
+SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio", "error")
 
 
 def quantized_linear(
@@ -46,11 +46,13 @@ def quantized_linear(
         activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations.
         rotated: the weight is one that was multiplied by H / 128 of `rotation` before; quantized activations are then
             multiplied by H, and for plain ones the weight is turned back.
-        route: int64 (2,) on the CPU: the format's place in `ACTIVATIONS`, and whether to look for outliers.
+        route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`, whether to look for outliers, and the place
+            of a format whose error is to be measured, or -1.
         ran: int64 (formats,) on the CPU; that of the format grows by one.
-        seen: float32 (3,) on the device of x; holds the largest scales so far that activations got in INT8 and in
-            NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have been cut), and, where it was
-            looked for, max|x| / mean|x|.
+        seen: float32 (4,) on the device of x; holds the largest scales so far that activations got in INT8 and in
+            NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have been cut); where it was looked
+            for, max|x| / mean|x|; and, where it was measured, |y' - y| / |y| with y the product of plain activations and
+            y' that of activations in the format.
 
     Returns:
         (..., outputs) in the dtype of x. Where activations are not finite, neither are their rows of the result; with
@@ -139,7 +141,7 @@ def _quantized_linear(
     ran: Tensor,
     seen: Tensor,
 ) -> Tensor:
-    chosen, looks = route.tolist()
+    chosen, looks, measured = route.tolist()
     if not 0 <= chosen < len(ACTIVATIONS):
         raise ValueError(f"quantized_linear has the routes 0 to {len(ACTIVATIONS) - 1}, not {chosen}")
     rows = x.reshape(-1, x.shape[-1])
@@ -147,6 +149,13 @@ def _quantized_linear(
         magnitudes = rows.abs().float()
         seen[2] = magnitudes.amax() / magnitudes.mean()
     weight = (codes, scales) if tensor_scale is None else (codes, scales, tensor_scale)
+    if measured >= 0:
+        unseen = torch.zeros_like(seen)
+        exact, rounded = (
+            multiply(activation, rows, weight, None, activation_scale, rotated, unseen).float()
+            for activation in ("plain", ACTIVATIONS[measured])
+        )
+        seen[3] = (rounded - exact).norm() / exact.norm()
     result = multiply(ACTIVATIONS[chosen], rows, weight, bias, activation_scale, rotated, seen)
     ran[chosen] += 1
     return result.view(*x.shape[:-1], codes.shape[0])

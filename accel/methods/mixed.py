@@ -46,8 +46,8 @@ class MixedPrecisionConfig(SparingConfig):
         target_bits: Mean bits of the activations over all computed layers and steps. The paper reports about 6.
         threshold: Predicted error (with a calibration) or change of the block (without) above which a layer gets the
             high format; None lets `target_bits` decide.
-        calibration: File that `accel.measure.calibration.calibrate_mixed` wrote for this model. Without, a layer's
-            error is taken to follow its block's change, and the blocks that changed most get the high format.
+        calibration: File that `accel.measure.calibration.calibrate_mixed` wrote for this model. Without, the errors of
+            the layers are measured at the first step of each run, and those with the largest get the high format.
         rotate: Whether activations and weights are multiplied by a Hadamard matrix in blocks of 128 channels, which
             spreads outliers; INT8 needs it more than NVFP4 does. As published.
         purify: Whether a cache of block changes beside it is kept clean: no quantization of inputs with outliers where
@@ -79,16 +79,19 @@ class _State:
 
     period: tuple[int, str] | None = None
     rule: Rule = field(default_factory=lambda: ShareRule(0.0))
+    first: int = -1
     step: int = -1
     branch: str = ""
     # Of this step: the layers with the finer format, and by block the changes that decided.
     finer: set[int] = field(default_factory=set)
     changes: dict[int, float] = field(default_factory=dict)
-    # max|x| / mean|x| by layer, as last seen, and whether a cache asks for it.
+    # By layer: the error at the first step, and max|x| / mean|x| as last seen; and whether a cache asks for that.
+    errors: dict[int, float] = field(default_factory=dict)
     ratios: dict[int, float] = field(default_factory=dict)
     looking: bool = False
-    # On their way to the host: by block the change with its step, and the ratios of some layers.
+    # On their way to the host: by block the change with its step, and the errors and ratios of some layers.
     arriving: dict[int, tuple[int, Readback]] = field(default_factory=dict)
+    errors_arriving: list[tuple[list[int], Readback]] = field(default_factory=list)
     ratios_arriving: list[tuple[list[int], Readback]] = field(default_factory=list)
 
     def receive(self, *, any_age: bool) -> None:
@@ -98,9 +101,10 @@ class _State:
             for block, (step, back) in self.arriving.items()
             if any_age or step == self.step - 1
         }
-        for layers, back in self.ratios_arriving:
-            self.ratios |= dict(zip(layers, back.tolist(), strict=True))
-        self.ratios_arriving.clear()
+        for known, arriving in ((self.errors, self.errors_arriving), (self.ratios, self.ratios_arriving)):
+            for layers, back in arriving:
+                known.update(zip(layers, back.tolist(), strict=True))
+            arriving.clear()
 
 
 @register(MixedPrecisionConfig)
@@ -164,14 +168,14 @@ class MixedPrecision(Sparing):
     def start_call(self, moment: Moment) -> None:
         period = (moment.chunk, moment.denoiser)
         if period != self._state.period:
-            self._state = _State(period, self._make_rule())
+            self._state = _State(period, self._make_rule(), moment.step)
         state = self._state
         if moment.step == state.step:
             return
         state.step, state.branch = moment.step, moment.branch
         state.receive(any_age=not self.config.purify)
         layers = [layer for (name, _), each in self._by_block.items() if name == moment.denoiser for layer in each]
-        state.finer = state.rule.high(layers, state.changes, max(1, self._num_steps - moment.step))
+        state.finer = state.rule.high(layers, state.changes, state.errors, max(1, self._num_steps - moment.step))
 
     def describe(self, record: RunRecord) -> str:
         return f"{super().describe(record)}; {self._rule_in_words()}"
@@ -197,7 +201,7 @@ class MixedPrecision(Sparing):
             return "formats chosen by errors as calibrated"
         if config.threshold is not None:
             return f"not calibrated: blocks that changed by more than {config.threshold} get the finer format"
-        return "not calibrated: the blocks that changed most get the finer format"
+        return "not calibrated: the layers with the largest errors at the first step get the finer format"
 
     def _in_block(
         self,
@@ -220,15 +224,18 @@ class MixedPrecision(Sparing):
             # Written so that a NaN counts as an outlier.
             if purified and not state.ratios.get(layer.index, 0.0) <= self.config.outlier_ratio:
                 activation = "plain"
-            self._module(layer).choose(activation, look=state.looking and measures)
-        if self._measuring is not None and measures and site.index in state.changes:
-            with self._measuring.watch([(each, self._module(each)) for each in layers], state.changes[site.index]):
-                output = proceed(*args, **kwargs)
-        else:
-            output = proceed(*args, **kwargs)
+            measured = self._low if measures and self._wants_errors(site.index) else None
+            self._module(layer).choose(activation, look=state.looking and measures, measure=measured)
+        output = proceed(*args, **kwargs)
         if measures:
             self._measure(moment.step, site, site.streams(args, kwargs), site.unpack(output), layers)
         return output
+
+    def _wants_errors(self, block: int) -> bool:
+        """Whether the errors of a block's layers are to be measured in this call."""
+        if self._measuring is not None:
+            return block in self._state.changes
+        return isinstance(self._state.rule, ShareRule) and self._state.step == self._state.first
 
     def _measure(
         self,
@@ -242,9 +249,16 @@ class MixedPrecision(Sparing):
         # The streams of a block may lie on several devices.
         total = torch.stack([each.to(statistics[0].device) for each in statistics]).sum(0)
         self._state.arriving[site.index] = step, Readback(total)
-        if self._state.looking and layers:
-            ratios = torch.stack([self._module(each).seen[2] for each in layers])
-            self._state.ratios_arriving.append(([each.index for each in layers], Readback(ratios)))
+        if not layers:
+            return
+        ratios, errors = torch.stack([self._module(each).seen[2:] for each in layers]).unbind(1)
+        indices = [each.index for each in layers]
+        if self._state.looking:
+            self._state.ratios_arriving.append((indices, Readback(ratios)))
+        if self._measuring is not None and site.index in self._state.changes:
+            self._measuring.add(layers, self._state.changes[site.index], errors)
+        elif self._wants_errors(site.index):
+            self._state.errors_arriving.append((indices, Readback(errors)))
 
 
 def _change(statistics: list[float]) -> float:

@@ -8,12 +8,9 @@ activations differ. Where a line explains little of a layer's errors, their mean
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +18,6 @@ from torch import Tensor
 from accel.errors import AccelError
 from accel.kernels.quantized_linear import Activation
 from accel.methods.layer_choice import Layer
-from accel.methods.quantized_linear import QuantizedLinear
 
 _VERSION = 1
 _QUANTILES = 101
@@ -95,20 +91,10 @@ class Measurements:
         self._low = low
         self._seen: dict[str, list[tuple[float, Tensor]]] = {}
 
-    @contextmanager
-    def watch(self, layers: Sequence[tuple[Layer, QuantizedLinear]], change: float) -> Iterator[None]:
-        """Measures the errors of the layers in a call of their block, which changed so much at the step before."""
-        handles = [module.register_forward_hook(partial(self._see, layer.name, change)) for layer, module in layers]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _see(self, name: str, change: float, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        exact = module.product("plain", args[0]).float()
-        error = (module.product(self._low, args[0]).float() - exact).norm() / exact.norm()
-        self._seen.setdefault(name, []).append((change, error))
+    def add(self, layers: Sequence[Layer], change: float, errors: Tensor) -> None:
+        """Takes the errors, one for each layer, of a block that changed so much at the step before."""
+        for layer, error in zip(layers, errors, strict=True):
+            self._seen.setdefault(layer.name, []).append((change, error))
 
     def calibration(self, fingerprint: str, rotate: bool) -> Calibration:
         """The lines through all that was seen."""

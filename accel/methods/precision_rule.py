@@ -18,9 +18,12 @@ from accel.methods.layer_choice import Layer
 class Rule(Protocol):
     """Decides a step."""
 
-    def high(self, layers: list[Layer], changes: Mapping[int, float], steps_left: int) -> set[int]:
+    def high(
+        self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
+    ) -> set[int]:
         """Indices of the layers that get the finer format. `changes` has Gamma for each block that was computed at the
-        step before, for all others it is not known; `steps_left` counts this one."""
+        step before, for all others it is not known; `errors` has the error of layers that was measured at the first
+        step; `steps_left` counts this one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class ThresholdRule:
     threshold: float
     lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def high(self, layers: list[Layer], changes: Mapping[int, float], steps_left: int) -> set[int]:
+    def high(
+        self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
+    ) -> set[int]:
         return {layer.index for layer in layers if not self._predicted(layer, changes) <= self.threshold}
 
     def _predicted(self, layer: Layer, changes: Mapping[int, float]) -> float:
@@ -44,23 +49,32 @@ class ThresholdRule:
 
 @dataclass
 class ShareRule:
-    """The finer format for a share of the blocks, those that changed most, without any calibration.
+    """The finer format for a share of the layers, those whose error was largest at the first step, without calibration.
 
     The share is that of a whole run: what the first step takes, where nothing is known, is spared on all later ones.
-    Blocks whose change is not known or not finite always get the finer one. Chosen by us.
+    Layers whose error is not known, and those of blocks whose change is not, always get the finer one. Chosen by us:
+    on the built-in model a layer's error hardly changes from step to step (a standard deviation of 3 % of it over 20
+    steps, against 27 % between layers), and the blocks that change most are not those with large errors.
     """
 
     share: float
-    _used: float = 0.0
+    _used: int = 0
     _seen: int = 0
 
-    def high(self, layers: list[Layer], changes: Mapping[int, float], steps_left: int) -> set[int]:
-        blocks = sorted({layer.block for layer in layers if layer.block is not None})
-        wanted = self.share * (self._seen + steps_left * len(blocks)) - self._used
-        number = min(len(blocks), max(0, math.floor(wanted / steps_left + 0.5)))
-        unknown = [block for block in blocks if not math.isfinite(changes.get(block, math.nan))]
-        known = sorted((block for block in blocks if block not in unknown), key=lambda block: (-changes[block], block))
-        chosen = {*unknown, *known[: max(0, number - len(unknown))]}
+    def high(
+        self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
+    ) -> set[int]:
+        wanted = self.share * (self._seen + steps_left * len(layers)) - self._used
+        number = min(len(layers), max(0, math.floor(wanted / steps_left + 0.5)))
+        known = [layer.index for layer in layers if _known(layer, changes, errors)]
+        chosen = {layer.index for layer in layers} - set(known)
+        known.sort(key=lambda index: (-errors[index], index))
+        chosen.update(known[: max(0, number - len(chosen))])
         self._used += len(chosen)
-        self._seen += len(blocks)
-        return {layer.index for layer in layers if layer.block is None or layer.block in chosen}
+        self._seen += len(layers)
+        return chosen
+
+
+def _known(layer: Layer, changes: Mapping[int, float], errors: Mapping[int, float]) -> bool:
+    change = math.nan if layer.block is None else changes.get(layer.block, math.nan)
+    return math.isfinite(change) and math.isfinite(errors.get(layer.index, math.nan))

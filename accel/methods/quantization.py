@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 
 from accel.errors import AccelError, AccelWarning
-from accel.kernels.quantized_linear import ACTIVATIONS, Activation, emulation
+from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, emulation
 from accel.kernels.rotation import BLOCK
 from accel.methods.base import Context, Keyword, Method, MethodConfig, Slot
 from accel.methods.layer_choice import Layer, check_names, choose_layers
@@ -247,12 +247,13 @@ class Quantization(Method):
         """Names the layers whose activations were not finite in the first call that had any, or so large that NVFP4 may
         have cut them."""
         cut: dict[str, None] = {}
+        size = len(SEEN)
         for denoiser, back in self._seen:
             values = back.tolist()
             broken = [
                 layer.name
                 for place, layer in enumerate(self.layers[denoiser])
-                if not all(math.isfinite(scale) for scale in values[3 * place : 3 * place + 2])
+                if not all(math.isfinite(scale) for scale in values[size * place : size * place + 2])
             ]
             if broken:
                 text = f"{self.name}: activations of {_first(broken)} were not finite, and so are the results"
@@ -262,7 +263,7 @@ class Quantization(Method):
             cut |= {
                 layer.name: None
                 for place, layer in enumerate(self.layers[denoiser])
-                if values[3 * place + 1] >= _LARGEST_SCALE
+                if values[size * place + 1] >= _LARGEST_SCALE
             }
         self._seen.clear()
         if cut:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from accel.errors import AccelError
 from accel.kernels.int8 import quantize_int8
 from accel.kernels.nvfp4 import quantize_nvfp4
-from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, multiply, quantized_linear, stored_weight
+from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, quantized_linear, stored_weight
 from accel.kernels.rotation import BLOCK, rotate
 from accel.methods.original_weights import Original, WeightFile
 from accel.methods.weight_bytes import WeightFormat
@@ -65,15 +65,10 @@ class QuantizedLinear(nn.Linear):
             return self.codes, self.scales.view(torch.float32)
         return self.codes, self.scales.view(torch.float8_e4m3fn), self.tensor_scale.view(torch.float32)
 
-    def product(self, activation: Activation, input: Tensor) -> Tensor:
-        """What a call would give with activations in a format; it is not counted."""
-        rows, scale = input.reshape(-1, input.shape[-1]), self.activation_scale.view(torch.float32)
-        unseen = torch.zeros_like(self.seen)
-        return multiply(activation, rows, self.stored, self.bias, scale, self.rotated, unseen)
-
-    def choose(self, activation: Activation, *, look: bool = False) -> None:
-        """The format of the activations from now on, and whether to look for outliers in them."""
-        route = [ACTIVATIONS.index(activation), int(look)]
+    def choose(self, activation: Activation, *, look: bool = False, measure: Activation | None = None) -> None:
+        """The format of the activations from now on, whether to look for outliers in them, and a format whose error is
+        to be measured."""
+        route = [ACTIVATIONS.index(activation), int(look), -1 if measure is None else ACTIVATIONS.index(measure)]
         if self.route.tolist() != route:
             self.route.copy_(torch.tensor(route))
 
@@ -140,7 +135,7 @@ def convert(
     linear.register_buffer("tensor_scale", stored[2].view(torch.int32) if len(stored) == 3 else None, persistent=False)
     linear.register_buffer("activation_scale", scale.view(torch.int32), persistent=False)
     quantized.weight_format, quantized.rotated, quantized.parameter_names = weight_format, rotated, names
-    quantized.route = torch.zeros(2, dtype=torch.int64)
+    quantized.route = torch.tensor([0, 0, -1])
     quantized.ran = torch.zeros(len(ACTIVATIONS), dtype=torch.int64)
     quantized.seen = torch.zeros(len(SEEN), device=weight.device)
     quantized.original = Original(weight, file)

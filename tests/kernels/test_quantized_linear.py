@@ -20,8 +20,9 @@ ONE = torch.ones(())
 
 
 def state(activation: str, look: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    route = torch.tensor([ACTIVATIONS.index(activation), look])  # type: ignore[arg-type]
-    return route, torch.zeros(len(ACTIVATIONS), dtype=torch.int64), torch.zeros(3)
+    measured = ACTIVATIONS.index("nvfp4") if look else -1
+    route = torch.tensor([ACTIVATIONS.index(activation), look, measured])  # type: ignore[arg-type]
+    return route, torch.zeros(len(ACTIVATIONS), dtype=torch.int64), torch.zeros(4)
 
 
 def weight(kind: str, rotated: bool) -> tuple[Tensor, ...]:
@@ -59,7 +60,7 @@ def test_it_is_an_operation_as_torch_wants_it(activation: str) -> None:
     # The check of the schema compares inputs by arithmetic that float8 does not have.
     torch.library.opcheck(operation, arguments, test_utils=("test_faketensor", "test_aot_dispatch_dynamic"))
     if activation != "nvfp4":
-        torch.library.opcheck(operation, (X, *weight("int8", True), None, *arguments[4:]))
+        torch.library.opcheck(operation, (X, *weight("int8", True), None, BIAS, ONE, True, *state(activation)))
 
 
 def test_what_ran_and_what_was_seen_is_written_down() -> None:

@@ -40,7 +40,7 @@ def error(x: torch.Tensor, layer: nn.Linear, weight: WeightFormat, activation: A
     exact = layer(x)
     module = quantized(copy.deepcopy(layer), weight, rotated=rotated)
     module.choose(activation)
-    assert module.route.tolist() == [ACTIVATIONS.index(activation), 0]
+    assert module.route.tolist() == [ACTIVATIONS.index(activation), 0, -1]
     result = module(x)
     assert module.ran.tolist() == [int(name == activation) for name in ACTIVATIONS]
     return ((result - exact).norm() / exact.norm()).item()
@@ -161,6 +161,22 @@ def test_outliers_are_looked_for_where_that_is_asked() -> None:
     module.choose("int8", look=True)
     module(SPIKES)
     torch.testing.assert_close(module.seen[2], SPIKES.abs().amax() / SPIKES.abs().mean())
+
+
+def test_the_error_of_a_format_is_measured_where_that_is_asked() -> None:
+    module = quantized(linear(bias=False), "nvfp4")
+    module.choose("int8", measure="nvfp4")
+    result = module(GAUSSIAN)
+    found = module.seen[3].item()
+    assert module.ran.tolist() == [int(name == "int8") for name in ACTIVATIONS], "what is measured does not count"
+    module.choose("int8")
+    assert torch.equal(module(GAUSSIAN), result)
+    products = {}
+    for activation in ("plain", "nvfp4"):
+        module.choose(activation)
+        products[activation] = module(GAUSSIAN)
+    error = (products["nvfp4"] - products["plain"]).norm() / products["plain"].norm()
+    assert found == pytest.approx(error.item(), rel=1e-5) and 0.09 < found < 0.1
 
 
 def test_what_has_no_product_is_refused() -> None:
