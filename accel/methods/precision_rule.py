@@ -53,8 +53,8 @@ class ShareRule:
 
     The share is that of a whole run: what the first step takes, where nothing is known, is spared on all later ones.
     Layers whose error is not known, and those of blocks whose change is not, always get the finer one. Chosen by us:
-    on the built-in model a layer's error hardly changes from step to step (a standard deviation of 3 % of it over 20
-    steps, against 27 % between layers), and the blocks that change most are not those with large errors.
+    on the built-in model errors differ between layers and hardly from step to step, and the blocks that change most
+    are not those with the largest errors.
     """
 
     share: float
