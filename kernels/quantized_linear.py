@@ -51,8 +51,8 @@ def quantized_linear(
         ran: int64 (formats,) on the CPU; that of the format grows by one.
         seen: float32 (4,) on the device of x; holds the largest scales so far that activations got in INT8 and in
             NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have been cut); where it was looked
-            for, max|x| / mean|x|; and, where it was measured, |y' - y| / |y| with y the product of plain activations and
-            y' that of activations in the format.
+            for, max|x| / mean|x|; and, where it was measured, |y' - y| / |y| with y the product of plain activations
+            and y' that of activations in the format.
 
     Returns:
         (..., outputs) in the dtype of x. Where activations are not finite, neither are their rows of the result; with
