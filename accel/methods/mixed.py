@@ -1,11 +1,10 @@
 """Activations that choose their precision: one NVFP4 weight, and NVFP4 or INT8 activations for each layer and step.
 
-6Bit-Diffusion (arXiv 2603.18742, section 4.1): how much a block changes its input tells how sensitive it is, and changes
-slowly from step to step. So with a calibration, what it did at the step before decides; without one, the errors that
-the layers had at the first step of the run. Both have long arrived on the host then, and all is decided once a step,
-on the guidance branch that comes first. Beside a cache of block changes, what goes into
-the cache is purified (section 4.3): inputs with outliers are not quantized in a block whose change is kept, and a block
-that is computed after it was skipped gets the finer format.
+6Bit-Diffusion (arXiv 2603.18742, section 4.1): how much a block changes its input tells how sensitive it is, and that
+changes slowly from step to step. So with a calibration, what it did at the step before decides; without one, the errors
+that the layers had at the first step of the run. Both have long arrived on the host then, and all is decided once a
+step, on the guidance branch that comes first. Beside a cache of block changes, what goes into the cache is purified
+(section 4.3): inputs with outliers are not quantized in a block whose change is kept, and a block that is computed after it was skipped gets the finer format.
 """
 
 from __future__ import annotations
