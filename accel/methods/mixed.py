@@ -4,7 +4,8 @@
 changes slowly from step to step. So with a calibration, what it did at the step before decides; without one, the errors
 that the layers had at the first step of the run. Both have long arrived on the host then, and all is decided once a
 step, on the guidance branch that comes first. Beside a cache of block changes, what goes into the cache is purified
-(section 4.3): inputs with outliers are not quantized in a block whose change is kept, and a block that is computed after it was skipped gets the finer format.
+(section 4.3): inputs with outliers are not quantized in a block whose change is kept, and a block that
+is computed after it was skipped gets the finer format.
 """
 
 from __future__ import annotations
