@@ -18,6 +18,10 @@ _HOMES = {
     "AdaSpaConfig": "accel.methods.adaspa",
     "DeltaCacheConfig": "accel.methods.delta",
     "FlashBlockConfig": "accel.methods.flashblock",
+    "Int8Config": "accel.methods.int8",
+    "MixedPrecisionConfig": "accel.methods.mixed",
+    "NVFP4Config": "accel.methods.nvfp4",
+    "NVFP4WeightConfig": "accel.methods.nvfp4_weight",
     "PISAConfig": "accel.methods.pisa",
     "TemporalDeltaCacheConfig": "accel.methods.tdc",
     "disable": "accel.session",
@@ -35,6 +39,10 @@ if TYPE_CHECKING:
     from accel.methods.adaspa import AdaSpaConfig as AdaSpaConfig
     from accel.methods.delta import DeltaCacheConfig as DeltaCacheConfig
     from accel.methods.flashblock import FlashBlockConfig as FlashBlockConfig
+    from accel.methods.int8 import Int8Config as Int8Config
+    from accel.methods.mixed import MixedPrecisionConfig as MixedPrecisionConfig
+    from accel.methods.nvfp4 import NVFP4Config as NVFP4Config
+    from accel.methods.nvfp4_weight import NVFP4WeightConfig as NVFP4WeightConfig
     from accel.methods.pisa import PISAConfig as PISAConfig
     from accel.methods.tdc import TemporalDeltaCacheConfig as TemporalDeltaCacheConfig
     from accel.pipelines.loading import load_pipeline as load_pipeline

@@ -142,7 +142,11 @@ class Family:
     beside: dict[str, tuple[BlockStack, ...]] = field(default_factory=dict)
     # Why the parent may change the hidden states between two blocks; empty where it never does.
     between_blocks: str = ""
+    # Linears that quantization leaves alone: paths in the denoiser, which stand for all that is under them, or patterns
+    # with "*".
     modules_to_not_convert: tuple[str, ...] = ()
+    # Linears inside the blocks that make scales and shifts of the timestep, likewise: one row for each sample.
+    modulation: tuple[str, ...] = ()
     # None where the blocks need the model's order of tokens, or where nobody has looked.
     free_order: FreeOrder | None = None
     # The transformer may be given one timestep per token instead of one per sample.

@@ -9,6 +9,8 @@ from accel.methods.base import MethodConfig
 from accel.methods.flashblock import FlashBlockConfig
 from accel.methods.flashblock_calibration import Calibration
 from accel.methods.flashblock_form import FlashBlockForm
+from accel.methods.mixed import MixedPrecision, MixedPrecisionConfig
+from accel.methods.precision_calibration import Calibration as PrecisionCalibration
 from accel.session import enable
 
 
@@ -42,3 +44,36 @@ def calibrate_flashblock(
         for run in runs:
             run()
     return measured.calibration(method.fingerprint)
+
+
+def calibrate_mixed(
+    pipe: Any,
+    runs: Sequence[Callable[[], Any]],
+    *,
+    config: MixedPrecisionConfig | None = None,
+    attention: str | MethodConfig | None = None,
+) -> PrecisionCalibration:
+    """Measures for each layer how its error with 4-bit activations follows the change of its block.
+
+    The runs give all layers the finer format, compute the coarser product beside it, and are much slower than plain
+    ones. The more their prompts differ, the better.
+
+    Args:
+        pipe: the pipeline; it is not enabled, and comes back as it was.
+        runs: each makes one run, as in `[lambda: pipe("a red fox")]`.
+        config: settings of mixed precision, without `calibration` and `threshold`.
+        attention: the sparse attention that will stand beside it.
+
+    Returns:
+        The calibration; `save(path)` writes the file that `MixedPrecisionConfig.calibration` names.
+
+    Raises:
+        AccelError: the settings do not go together, or the runs have a single step.
+    """
+    settings = config or MixedPrecisionConfig()
+    with enable(pipe, attention=attention, quantize=settings) as session:
+        (method,) = (method for method in session.methods if isinstance(method, MixedPrecision))
+        measured = method.measure()
+        for run in runs:
+            run()
+    return measured.calibration(method.fingerprint, settings.rotate)

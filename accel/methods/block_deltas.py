@@ -194,6 +194,8 @@ class BlockDeltas:
             if reused is not None:
                 self._context.board.post(self._name, "reused", moment, site.index)
                 return site.pack(reused)
+        if plan.capture:
+            self._context.board.keep_change(site.index)
         output = proceed(*args, **kwargs)
         if plan.capture:
             self._capture(branch, moment, site, streams, site.unpack(output))

@@ -8,9 +8,7 @@ the others are not.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
 
 _VERSION = 1
-_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -126,21 +122,6 @@ class Measurements:
         for name, value in conditions.items():
             if self.conditions.setdefault(name, value) != value:
                 raise AccelError(f"flashblock: all calibration runs take one {name}, not {value} too")
-
-
-def fingerprint(denoisers: Iterable[Denoiser]) -> str:
-    """A number that tells weights apart, from names, shapes and a few values of every parameter."""
-    found = hashlib.sha256()
-    for denoiser in denoisers:
-        for name, parameter in denoiser.module.named_parameters():
-            if parameter.is_meta:
-                raise AccelError(
-                    f"flashblock: the weights of pipe.{denoiser.name} are offloaded: calibrate before that"
-                )
-            values = parameter.detach().flatten()
-            some = values[:: max(1, values.numel() // _VALUES)].float().cpu().numpy().tobytes()
-            found.update(f"{denoiser.name}.{name}{tuple(parameter.shape)}".encode() + some)
-    return found.hexdigest()[:16]
 
 
 def _place(moment: Moment, layer: int) -> str:

@@ -9,7 +9,8 @@ import torch
 
 from accel.errors import AccelError
 from accel.methods.base import Context, Method
-from accel.methods.flashblock_calibration import Calibration, Measurements, fingerprint
+from accel.methods.fingerprint import fingerprint
+from accel.methods.flashblock_calibration import Calibration, Measurements
 from accel.methods.needs import Slot
 from accel.runtime.clock import Moment
 from accel.runtime.memory import free_bytes
@@ -35,7 +36,7 @@ class FlashBlockForm(Method):
     @property
     def fingerprint(self) -> str:
         """That of the weights as they are now."""
-        return fingerprint(self.context.facts.denoisers)
+        return fingerprint(self.name, self.context.facts.denoisers)
 
     def measure(self) -> Measurements:
         """From now on computes everything, and collects what a calibration is made of."""

@@ -34,6 +34,7 @@ class Board:
         self._posts: dict[int, str] = {}
         self._demands: dict[str, str] = {}
         self._kept_dense: set[int] = set()
+        self._kept_changes: set[int] = set()
         # In which order the blocks are given the image tokens in this call; None is the model's own.
         self.order: TokenOrder | None = None
 
@@ -42,6 +43,7 @@ class Board:
         self._posts.clear()
         self._demands.clear()
         self._kept_dense.clear()
+        self._kept_changes.clear()
         self.order = None
 
     def post(self, method: str, what: str, moment: Moment, block: int) -> None:
@@ -69,3 +71,11 @@ class Board:
     def dense_demanded(self, block: int) -> bool:
         """Whether the block must be computed without approximation."""
         return block in self._kept_dense
+
+    def keep_change(self, block: int) -> None:
+        """Says, before a block is computed, that what it changes will be kept for later steps."""
+        self._kept_changes.add(block)
+
+    def change_kept(self, block: int) -> bool:
+        """Whether what the block changes will be kept for later steps."""
+        return block in self._kept_changes

@@ -28,21 +28,21 @@ class CallHook:
         self.owner = owner
         self._module = module
         # The outermost ones stand first.
-        self._interceptors: list[tuple[bool, Interceptor]] = []
+        self._interceptors: list[tuple[int, Interceptor]] = []
         self._had_slot = _SLOT in vars(module)
         self._inner = vars(module).get(_SLOT)
         vars(module)[_SLOT] = self
 
-    def add(self, interceptor: Interceptor, *, outermost: bool = False) -> Callable[[], None]:
-        """Puts an interceptor in front of the others, but behind those that are outermost if it is not; returns what
-        takes it away again, and does nothing the second time."""
-        entry = outermost, interceptor
+    def add(self, interceptor: Interceptor, *, depth: int = 0) -> Callable[[], None]:
+        """Puts an interceptor in front of the others of its depth and of greater ones; returns what takes it away, and
+        does nothing the second time."""
+        entry = depth, interceptor
 
         def undo() -> None:
             if entry in self._interceptors:
                 self._interceptors.remove(entry)
 
-        self._interceptors.insert(0 if outermost else sum(outer for outer, _ in self._interceptors), entry)
+        self._interceptors.insert(sum(other < depth for other, _ in self._interceptors), entry)
         return undo
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,16 +92,19 @@ class HookSet:
         self._owner = owner
         self._hooks: dict[int, CallHook] = {}
 
-    def add(self, module: nn.Module, interceptor: Interceptor, *, outermost: bool = False) -> Callable[[], None]:
+    def add(
+        self, module: nn.Module, interceptor: Interceptor, *, outermost: bool = False, innermost: bool = False
+    ) -> Callable[[], None]:
         """Adds an interceptor to the module's hook, made when it is the first.
 
         One that is `outermost` stays in front of those that others add, whoever comes first: it is called also where
-        one of them does not go on to the module, and they see the arguments and the output as it wants them.
+        one of them does not go on to the module, and they see the arguments and the output as it wants them. One that
+        is `innermost` stays behind them: it is called where the module is, and after they have said what they want.
         """
         hook = self._hooks.get(id(module))
         if hook is None:
             hook = self._hooks[id(module)] = CallHook(module, self._owner)
-        return hook.add(interceptor, outermost=outermost)
+        return hook.add(interceptor, depth=innermost - outermost)
 
     def lost(self) -> list[nn.Module]:
         """Modules that were compiled since, so that their calls no longer come here."""

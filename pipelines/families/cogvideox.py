@@ -19,4 +19,5 @@ FAMILY = Family(
     grid=TokenGrid("BTCHW", patch=("patch_size_t", "patch_size", "patch_size")),
     free_order=FreeOrder(arguments=(TokenArgument("image_rotary_emb", axis=0),)),
     modules_to_not_convert=("patch_embed", "time_embedding", "ofs_embedding", "norm_out", "proj_out"),
+    modulation=("*.norm1.linear", "*.norm2.linear"),
 )

@@ -18,6 +18,8 @@ FAMILY = Family(
     text="none",
     grid=TokenGrid("BCHW", patch=(None, "patch_size", "patch_size")),
     free_order=FreeOrder(),
-    modules_to_not_convert=("pos_embed", "proj_out_1", "proj_out_2"),
+    # Every block has an embedder of the timestep and the class of its own.
+    modules_to_not_convert=("pos_embed", "proj_out_1", "proj_out_2", "*.norm1.emb"),
+    modulation=("*.norm1.linear",),
     notes=("the pipeline overwrites the second half of the latents with the first at each step",),
 )

@@ -28,4 +28,5 @@ FAMILY = Family(
         unless_given={"controlnet_block_samples": _RESIDUALS, "controlnet_single_block_samples": _RESIDUALS},
     ),
     modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
+    modulation=("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear"),
 )

@@ -34,5 +34,6 @@ FAMILY = Family(
         except_blocks=_FIRST_FRAME_APART,
     ),
     modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
+    modulation=("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear"),
     notes=("the text behind the video is padded; a key mask hides the padding",),
 )

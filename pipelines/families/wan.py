@@ -35,6 +35,9 @@ FAMILY = Family(
         "condition_embedder",
         "norm_out",
         "proj_out",
+        # The ends of VACE's hints, which are added to the main path.
+        "vace_blocks.*.proj_in",
+        "vace_blocks.*.proj_out",
     ),
     per_token_timesteps=True,
     notes=(

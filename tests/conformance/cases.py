@@ -17,12 +17,15 @@ class MethodCase:
 
     name: str
     active: dict[str, Any]
-    identity: dict[str, Any]
+    # None where every setting changes the result.
+    identity: dict[str, Any] | None
     acted: Callable[[dict[str, Any]], bool]
     # A cache adds what it kept, so that equal inputs must give equal outputs on every step.
     exact_on_equal_inputs: bool = False
     # A setting that asks for something, and leaves the method nothing to do in eight steps; None where there is none.
     idle: MethodConfig | None = None
+    # How far the accelerated result of these random models may be from the plain one, relative to it.
+    error: float = 0.2
     # How far, relative to the result, the forms of its operations may be apart.
     forms_apart: float = 1e-4
     # Families on which other settings act, or none.
@@ -32,6 +35,10 @@ class MethodCase:
         """The case as it is on a family, or None where the method is refused there."""
         active = self.elsewhere.get(family, self.active)
         return None if active is None else replace(self, active=active)
+
+    @property
+    def has_identity(self) -> bool:
+        return self.identity is not None
 
 
 METHODS = {
@@ -79,6 +86,36 @@ METHODS = {
             acted=lambda report: report["sparse"] > 0 and report["searched"] > 0 and report["density"] < 1,
             idle=accel.AdaSpaConfig(search_steps=(0.99,)),
             elsewhere={"anyflow_far": None},
+        ),
+        MethodCase(
+            "int8",
+            active={"quantize": "int8"},
+            identity=None,
+            acted=lambda report: report["calls"]["int8"] > 0 and not report["calls"]["plain"],
+            forms_apart=0.0,
+        ),
+        MethodCase(
+            "nvfp4",
+            active={"quantize": "nvfp4"},
+            identity=None,
+            acted=lambda report: report["calls"]["nvfp4"] > 0 and not report["calls"]["plain"],
+            error=0.6,
+        ),
+        MethodCase(
+            "nvfp4-weight",
+            active={"quantize": "nvfp4-weight", "quantize_modulation": True},
+            identity=None,
+            acted=lambda report: (
+                report["calls"]["plain"] > 0 and report["weight_bytes"] < report["weight_bytes_before"]
+            ),
+            error=0.6,
+        ),
+        MethodCase(
+            "mixed",
+            active={"quantize": "mixed"},
+            identity=None,
+            acted=lambda report: min(report["calls"]["int8"], report["calls"]["nvfp4"]) > 0,
+            error=0.6,
         ),
     )
 }

@@ -6,12 +6,15 @@ every method and every family many times. `--grid=whole` takes every family with
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+from accel.errors import AccelWarning
 from tests.conformance.cases import FAMILIES, METHODS
 from tests.tiny_pipelines import TinyCase
 
@@ -38,6 +41,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             there = [there[(start + place) % len(there)]]
         pairs += [(case, FAMILIES[family]) for case in there]
     metafunc.parametrize(("method", "case"), pairs, ids=[f"{family.name}-{method.name}" for method, family in pairs])
+
+
+@pytest.fixture(autouse=True)
+def _without_predictions() -> Iterator[None]:
+    """Quantizations say beforehand what is emulated here and what gains no time; tests of theirs ask for it."""
+    with warnings.catch_warnings():
+        for text in ("emulated on", "decoded at each call", "too few to gain time"):
+            warnings.filterwarnings("ignore", f".*{text}", AccelWarning)
+        yield
 
 
 @pytest.fixture

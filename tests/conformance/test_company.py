@@ -39,7 +39,17 @@ class Doubling(ModelHook):
 
 
 @pytest.mark.parametrize(
-    "name", ["wan-tdc", "wan-pisa", "wan22-delta", "wan22-adaspa", "flux-flashblock", "flux-delta", "flux-pisa"]
+    "name",
+    [
+        "wan-tdc",
+        "wan-pisa",
+        "wan22-delta",
+        "wan22-adaspa",
+        "flux-flashblock",
+        "flux-delta",
+        "flux-pisa",
+        "flux-mixed",
+    ],
 )
 @pytest.mark.parametrize("when", ["before", "while enabled"])
 def test_lora(name: str, when: str) -> None:
@@ -105,7 +115,9 @@ def test_hooks_of_the_user_stay_in_any_order(when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["wan22-delta", "wan22-tdc", "wan22-flashblock", "cogvideox-tdc", "cogvideox-adaspa"])
+@pytest.mark.parametrize(
+    "name", ["wan22-delta", "wan22-tdc", "wan22-flashblock", "cogvideox-tdc", "cogvideox-adaspa", "cogvideox-mixed"]
+)
 def test_model_offload(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -126,7 +138,7 @@ def test_model_offload(name: str, when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
-@pytest.mark.parametrize("name", ["flux-tdc", "flux-adaspa"])
+@pytest.mark.parametrize("name", ["flux-tdc", "flux-adaspa", "flux-int8"])
 def test_group_offload(name: str, when: str) -> None:
     case, method = _pair(name)
     pipe = case.build()
@@ -152,7 +164,7 @@ def test_group_offload(name: str, when: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "while enabled"])
 @pytest.mark.parametrize(
-    "name", ["wan-delta", "wan-adaspa", "flux-tdc", "hunyuan_video-pisa", "hunyuan_video-flashblock"]
+    "name", ["wan-delta", "wan-adaspa", "flux-tdc", "hunyuan_video-pisa", "hunyuan_video-flashblock", "wan-mixed"]
 )
 def test_compiled_repeated_blocks_stay_one_graph(name: str, when: str) -> None:
     case, method = _pair(name)

@@ -26,6 +26,7 @@ BESIDE: dict[str, MethodConfig] = {
     "adaspa": accel.AdaSpaConfig(density=0.5, search_steps=(0.0, 0.5)),
     "delta": accel.DeltaCacheConfig(),
     "flashblock": accel.FlashBlockConfig(interval=5),
+    "mixed": accel.MixedPrecisionConfig(),
     "pisa": accel.PISAConfig(density=0.5, dense_layers=1),
     "tdc": accel.TemporalDeltaCacheConfig(threshold=10.0, max_skips=2),
 }
@@ -130,10 +131,11 @@ def test_all_act_count_honestly_and_come_off(names: tuple[str, ...], family: str
     before = snapshot(pipe)
     with warnings.catch_warnings():
         warnings.simplefilter("error", AccelWarning)
+        warnings.filterwarnings("ignore", "mixed: ", AccelWarning)
         with accel.enable(pipe, together(*names)) as session:
             first, second = case.run(pipe), case.run(pipe)
     assert torch.equal(first, second)
-    assert 0 < (first - plain).norm() < 0.3 * plain.norm()
+    assert 0 < (first - plain).norm() < max(0.3, *(METHODS[name].error for name in names)) * plain.norm()
     assert snapshot(pipe) == before
     assert torch.equal(case.run(pipe), plain)
     run = last(session)

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 
+from accel.methods.layer_choice import matches
 from accel.pipelines.facts import Family
 from accel.pipelines.families import families
 from accel.pipelines.sites import BlockSite, inspect_pipeline
@@ -100,16 +101,25 @@ def test_what_binds_the_order_of_tokens_exists_in_diffusers(family: Family) -> N
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
 def test_modules_not_to_convert_exist(family: Family) -> None:
-    """Each name matches a module of one of the family's tiny transformers; a typing error would protect nothing."""
-    cases = [case for case in FAMILIES.values() if inspect_pipeline(case.build()).family is family]
+    """Each entry matches a module of one of the family's tiny transformers; a typing error would protect nothing."""
+    built = [inspect_pipeline(case.build()) for case in FAMILIES.values()]
     names = {
-        name.split(".")[0]
-        for case in cases
-        for denoiser in inspect_pipeline(case.build()).denoisers
+        name
+        for facts in built
+        if facts.family is family
+        for denoiser in facts.denoisers
         for name, _ in denoiser.module.named_modules()
     }
     optional = {"ofs_embedding"}  # only in CogVideoX 1.5's image to video
-    assert set(family.modules_to_not_convert) - optional <= names
+    for entry in set(family.modules_to_not_convert) - optional | set(family.modulation):
+        assert any(matches(name, entry) for name in names), entry
+
+
+def test_a_layer_of_a_block_is_not_the_models_of_the_same_name() -> None:
+    assert matches("proj_out", "proj_out")
+    assert not matches("single_transformer_blocks.0.proj_out", "proj_out")
+    assert matches("transformer_blocks.3.norm1.linear", "*.norm1.linear")
+    assert matches("blocks.0.attn1.to_q", "blocks.0") and not matches("blocks.01.attn1.to_q", "blocks.0")
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -1,0 +1,80 @@
+"""Which layers get the finer of two formats at a step, from how much their blocks changed at the step before.
+
+6Bit-Diffusion (arXiv 2603.18742, section 4.1) predicts the error of layer i, in block l, as alpha_i * Gamma + beta_i
+with Gamma = |Y - X| / |X| of the block at the step before, and takes INT8 where that is above one threshold. The paper
+takes mean magnitudes; here they are root mean squares, which the same pass gives as a cache's statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from accel.methods.layer_choice import Layer
+
+
+class Rule(Protocol):
+    """Decides a step."""
+
+    def high(
+        self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
+    ) -> set[int]:
+        """Indices of the layers that get the finer format. `changes` has Gamma for each block that was computed at the
+        step before, for all others it is not known; `errors` has the error of layers that was measured at the first
+        step; `steps_left` counts this one."""
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """The finer format where the predicted error is above a threshold, and where nothing is known.
+
+    `lines` has (alpha, beta) by the layer's name, (1, 0) for others.
+    """
+
+    threshold: float
+    lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def high(
+        self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
+    ) -> set[int]:
+        return {layer.index for layer in layers if not self._predicted(layer, changes) <= self.threshold}
+
+    def _predicted(self, layer: Layer, changes: Mapping[int, float]) -> float:
+        alpha, beta = self.lines.get(layer.name, (1.0, 0.0))
+        change = math.nan if layer.block is None else changes.get(layer.block, math.nan)
+        return alpha * change + beta
+
+
+@dataclass
+class ShareRule:
+    """The finer format for a share of the layers, those whose error was largest at the first step, without calibration.
+
+    The share is that of a whole run: what the first step takes, where nothing is known, is spared on all later ones.
+    Layers whose error is not known, and those of blocks whose change is not, always get the finer one. Chosen by us:
+    on the built-in model errors differ between layers and hardly from step to step, and the blocks that change most
+    are not those with the largest errors.
+    """
+
+    share: float
+    _used: int = 0
+    _seen: int = 0
+
+    def high(
+        self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
+    ) -> set[int]:
+        wanted = self.share * (self._seen + steps_left * len(layers)) - self._used
+        number = min(len(layers), max(0, math.floor(wanted / steps_left + 0.5)))
+        known = [layer.index for layer in layers if _known(layer, changes, errors)]
+        chosen = {layer.index for layer in layers} - set(known)
+        known.sort(key=lambda index: (-errors[index], index))
+        chosen.update(known[: max(0, number - len(chosen))])
+        self._used += len(chosen)
+        self._seen += len(layers)
+        return chosen
+
+
+def _known(layer: Layer, changes: Mapping[int, float], errors: Mapping[int, float]) -> bool:
+    change = math.nan if layer.block is None else changes.get(layer.block, math.nan)
+    return math.isfinite(change) and math.isfinite(errors.get(layer.index, math.nan))

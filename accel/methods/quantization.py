@@ -1,0 +1,278 @@
+"""What the quantizations share: settings, installation, and the record of the formats that ran.
+
+Each linear of the transformer gets a weight that is stored once, in INT8 or NVFP4; a method says in which format the
+activations are, for each layer and call. What ran is counted inside the operation itself and collected after each call
+of the denoiser.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from accel.errors import AccelError, AccelWarning
+from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, emulation
+from accel.kernels.rotation import BLOCK
+from accel.methods.base import Context, Keyword, Method, MethodConfig
+from accel.methods.layer_choice import Layer, check_names, choose_layers
+from accel.methods.needs import Slot
+from accel.methods.original_weights import WeightFile, require_same, weight_files
+from accel.methods.quantized_linear import QuantizedLinear, convert, revert, store
+from accel.methods.quantized_report import QuantizedWeights, describe, report
+from accel.methods.weight_bytes import WeightFormat
+from accel.pipelines.sites import Denoiser
+from accel.runtime.readback import Readback
+from accel.runtime.recorder import RunRecord
+from accel.runtime.runs import InstanceMethod
+
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+# Chosen by us from `python bench/int8_linear.py`: with one of its sides under this, a product on a CPU gains nothing.
+_SMALL_ON_CPU = 512
+# Of diffusers, which change weights in place or make new ones of them.
+_FUSIONS = ("fuse_lora", "unfuse_lora", "fuse_qkv_projections")
+_LARGEST_SCALE = 448.0
+
+
+class QuantizationConfig(MethodConfig):
+    """Settings that all quantizations have.
+
+    Attributes:
+        modules_to_not_convert: Linears that stay as they are, beside those that the family's facts name: paths in the
+            transformer, which stand for all that is under them, or patterns such as "*.to_q".
+        modules_to_convert: Linears that are quantized although the family's facts name them, likewise.
+        quantize_modulation: Whether the linears that make scales and shifts of the timestep are stored in NVFP4 too,
+            beside activations as they are. They cost memory and no time.
+        keep_original: Whether the original weights are kept in the memory of the host, for undo. Without, they are read
+            again from the folder that the model was loaded from; what that folder does not have is refused.
+    """
+
+    keyword: ClassVar[Keyword] = "quantize"
+
+    modules_to_not_convert: Names = ()
+    modules_to_convert: Names = ()
+    quantize_modulation: bool = False
+    keep_original: bool = True
+
+
+class Quantization(Method):
+    """A quantization on one pipeline; a subclass says which formats."""
+
+    slot: ClassVar[Slot] = "linears"
+    config: QuantizationConfig
+
+    def __init__(self, config: QuantizationConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.layers: dict[str, list[Layer]] = {}
+        self.weights = QuantizedWeights()
+        self._notes: list[str] = []
+        self._running = False
+        # What the layers of a denoiser have seen after each call, on its way to the host.
+        self._seen: list[tuple[str, Readback]] = []
+
+    @abstractmethod
+    def weight_format(self, layer: Layer) -> WeightFormat | None:
+        """How the layer's weight is stored; None leaves the layer as it is. Asked once."""
+
+    @abstractmethod
+    def default_activation(self, layer: Layer) -> Activation:
+        """The format of the layer's activations where nothing else is said for a call."""
+
+    def rotates(self, layer: Layer) -> bool:
+        """Whether activations and weight are to be rotated, where the layer's channels allow it."""
+        return bool(getattr(self.config, "rotate", False))
+
+    def activations(self, layer: Layer) -> tuple[Activation, ...]:
+        """All formats that the layer's activations may get."""
+        return (self.default_activation(layer),)
+
+    @property
+    def name(self) -> str:
+        return self.config.method
+
+    def install(self) -> list[Callable[[], None]]:
+        denoisers = self.context.facts.denoisers
+        self._choose(denoisers)
+        undo: list[Callable[[], None]] = []
+        try:
+            for denoiser in denoisers:
+                files = None if self.config.keep_original else weight_files(self.name, denoiser)
+                layers = self.layers[denoiser.name]
+                for layer in layers:
+                    undo += self._convert(layer, files)
+                self.layers[denoiser.name] = [each for each in layers if isinstance(each.module, QuantizedLinear)]
+            # A warning may be made an error.
+            self._notes = self._foretell()
+            for text in self._notes:
+                warnings.warn(f"{self.name}: {text}", AccelWarning, stacklevel=4)
+        except BaseException:
+            for step in reversed(undo):
+                step()
+            raise
+        for denoiser in denoisers:
+            undo.append(self.context.hooks.add(denoiser.module, partial(self._count, denoiser), innermost=True))
+            undo += [
+                InstanceMethod(denoiser.module, method, partial(self._refuse_fusion, method)).remove
+                for method in _FUSIONS
+                if hasattr(denoiser.module, method)
+            ]
+        return undo
+
+    def start_run(self, num_steps: int) -> None:
+        self._running = True
+        for text in self._notes:
+            self.context.recorder.note(f"{self.name}: {text}")
+        for layer in self._all():
+            self._module(layer).seen.zero_()
+        self._seen.clear()
+
+    def end_run(self) -> None:
+        if not self._running:
+            return
+        self._running = False
+        for layer in self._all():
+            self._module(layer).choose(self.default_activation(layer))
+        self._tell_bad_activations()
+
+    def report(self, record: RunRecord) -> dict[str, Any]:
+        return report(self.name, self.weights, record)
+
+    def describe(self, record: RunRecord) -> str:
+        return describe(self.report(record))
+
+    def idle_reason(self, record: RunRecord) -> str | None:
+        ran = sum(record.count(self.name, activation) for activation in ACTIVATIONS)
+        return None if ran else "none of the quantized linears was called"
+
+    def _all(self) -> list[Layer]:
+        return [layer for layers in self.layers.values() for layer in layers]
+
+    def _module(self, layer: Layer) -> QuantizedLinear:
+        assert isinstance(layer.module, QuantizedLinear)
+        return layer.module
+
+    def _choose(self, denoisers: tuple[Denoiser, ...]) -> None:
+        config, family = self.config, self.context.facts.family
+        for setting in ("modules_to_not_convert", "modules_to_convert"):
+            check_names(self.name, setting, getattr(config, setting), denoisers)
+        for denoiser in denoisers:
+            found, left = choose_layers(
+                self.name,
+                denoiser,
+                left=(*family.modules_to_not_convert, *config.modules_to_not_convert),
+                modulation=family.modulation,
+                take_modulation=config.quantize_modulation,
+                taken=config.modules_to_convert,
+            )
+            self.layers[denoiser.name] = found
+            self.weights.left.update(left)
+        if not self._all():
+            raise AccelError(f"{self.name}: modules_to_not_convert leaves no linear to quantize: name fewer")
+
+    def _convert(self, layer: Layer, files: dict[str, WeightFile] | None) -> list[Callable[[], None]]:
+        """Stores the layer's weight; returns what undoes it, nothing where the layer stays as it is."""
+        weight_format = "nvfp4" if layer.modulation else self.weight_format(layer)
+        if weight_format is None:
+            self.weights.left["among the most sensitive, left as they are"] += 1
+            return []
+        wanted = self.rotates(layer) and set(self.activations(layer)) != {"plain"}
+        rotated = wanted and layer.module.in_features % BLOCK == 0
+        weight = layer.module.weight
+        stored = store(weight.detach(), weight_format, rotated)
+        if not stored[-1].isfinite().all():
+            raise AccelError(f"{self.name}: the weight of {layer.name} has values that are not finite")
+        file = None
+        if files is not None:
+            file = require_same(self.name, layer.name, weight, files.get(f"{layer.path}.weight"))
+        itemsize = weight.element_size()
+        converted = convert(layer.module, weight_format, stored, rotated=rotated, file=file)
+        converted.choose(self.default_activation(layer))
+        self.weights.add(converted, itemsize, unrotated=wanted and not rotated)
+        return [partial(revert, converted)]
+
+    def _count(
+        self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        modules = [(layer, self._module(layer)) for layer in self.layers[denoiser.name]]
+        sample = denoiser.argument("hidden_states", args, kwargs)
+        for _, module in modules:
+            module.ran.zero_()
+            module.watch_on(sample.device if isinstance(sample, torch.Tensor) else module.seen.device)
+        output = proceed(*args, **kwargs)
+        moment = self.context.clock.now
+        if moment is not None:
+            for layer, module in modules:
+                ran: list[str] = [a for a, times in zip(ACTIVATIONS, module.ran.tolist(), strict=True) if times]
+                for what in ran or ["skipped"]:
+                    self.context.recorder.event(self.name, what, moment, layer.index)
+            if modules:
+                # The blocks may lie on several devices.
+                device = modules[0][1].seen.device
+                seen = torch.stack([module.seen.to(device) for _, module in modules])
+                self._seen.append((denoiser.name, Readback(seen.flatten())))
+        return output
+
+    def _refuse_fusion(self, method: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+        raise AccelError(
+            f"{method} changes weights, and those of this model are stored by {self.name}: call accel.disable(pipe), "
+            f"then {method}, then accel.enable; an adapter that is loaded and not fused works as it is"
+        )
+
+    def _foretell(self) -> list[str]:
+        """What the user should know before the first run: which products are emulated, and where time is lost."""
+        texts: dict[str, None] = {}
+        small = work = 0
+        for layer in self._all():
+            module = self._module(layer)
+            if layer.modulation:
+                continue
+            for activation in self.activations(layer):
+                found = emulation(activation, module.weight_format, module.codes.device)
+                if found is not None:
+                    texts[found] = None
+            size = module.in_features * module.out_features
+            work += size
+            small += size if min(module.in_features, module.out_features) < _SMALL_ON_CPU else 0
+        on_cpu = any(self._module(layer).codes.device.type == "cpu" for layer in self._all())
+        if on_cpu and not texts and 2 * small > work:
+            texts[f"most of these linears have under {_SMALL_ON_CPU} channels, too few to gain time on a CPU"] = None
+        return list(texts)
+
+    def _tell_bad_activations(self) -> None:
+        """Names the layers whose activations were not finite in the first call that had any, or so large that NVFP4 may
+        have cut them."""
+        cut: dict[str, None] = {}
+        size = len(SEEN)
+        for denoiser, back in self._seen:
+            values = back.tolist()
+            broken = [
+                layer.name
+                for place, layer in enumerate(self.layers[denoiser])
+                if not all(math.isfinite(scale) for scale in values[size * place : size * place + 2])
+            ]
+            if broken:
+                text = f"{self.name}: activations of {_first(broken)} were not finite, and so are the results"
+                self.context.recorder.note(text)
+                warnings.warn(text, AccelWarning, stacklevel=2)
+                break
+            cut |= {
+                layer.name: None
+                for place, layer in enumerate(self.layers[denoiser])
+                if values[size * place + 1] >= _LARGEST_SCALE
+            }
+        self._seen.clear()
+        if cut:
+            self.context.recorder.note(
+                f"{self.name}: activations of {_first(list(cut))} were too large for NVFP4 here and were cut: "
+                "name them in modules_to_not_convert"
+            )
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other layers"

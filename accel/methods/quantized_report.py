@@ -1,0 +1,99 @@
+"""The figures of a quantization: what is stored, and in which formats a run computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel.kernels.quantized_linear import ACTIVATIONS
+from accel.methods.quantized_linear import QuantizedLinear
+from accel.methods.weight_bytes import scratch_bytes, stored_bytes
+from accel.runtime.recorder import RunRecord
+
+# Activations as they are count as 16 bits, whatever the model's dtype.
+BITS = {"plain": 16, "int8": 8, "nvfp4": 4}
+
+
+@dataclass
+class QuantizedWeights:
+    """What an installation stored; bytes are those of the quantized linears' weights, biases apart."""
+
+    formats: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    rotated: int = 0
+    unrotated: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    # The most that a single product makes of its weight, by the format of its activations.
+    scratch: Counter[str] = field(default_factory=Counter)
+
+    def add(self, layer: QuantizedLinear, itemsize: int, *, unrotated: bool) -> None:
+        """Counts one layer; `unrotated` is one that should be rotated and has no multiple of 128 channels."""
+        shape = layer.out_features, layer.in_features
+        self.formats[layer.weight_format] += 1
+        self.rotated += layer.rotated
+        self.unrotated += unrotated
+        self.bytes_before += shape[0] * shape[1] * itemsize
+        self.bytes_after += stored_bytes(layer.weight_format, *shape)
+        for activation in ACTIVATIONS:
+            needed = scratch_bytes(layer.weight_format, activation, *shape, itemsize, layer.rotated)
+            self.scratch[activation] = max(self.scratch[activation], needed)
+
+
+def report(name: str, weights: QuantizedWeights, record: RunRecord) -> dict[str, Any]:
+    """The figures of one run, as plain numbers."""
+    calls = {activation: record.count(name, activation) for activation in ACTIVATIONS}
+    total = sum(calls.values())
+    bits = sum(BITS[activation] * number for activation, number in calls.items())
+    skipped = _skipped(name, record)
+    return {
+        "layers": dict(weights.formats),
+        "left": dict(weights.left),
+        "rotated": weights.rotated,
+        # Should be rotated, but 128 does not divide their channels.
+        "unrotated": weights.unrotated,
+        "weight_bytes_before": weights.bytes_before,
+        "weight_bytes": weights.bytes_after,
+        # The most that one of the products that ran made of its weight, for that call.
+        "scratch_bytes": max((weights.scratch[a] for a, number in calls.items() if number), default=0),
+        # Calls of quantized linears by the format of their activations, and of all, those that a cache spared.
+        "calls": calls,
+        "skipped": skipped,
+        "calls_by_step": {a: record.count_by_step(name, a) for a, number in calls.items() if number},
+        "average_bits": bits / total if total else None,
+        # A call that was spared counts as 0 bits, as in the paper.
+        "average_bits_with_skipped": bits / (total + skipped) if total else None,
+    }
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The same as one line."""
+    layers = " and ".join(f"{number} linears in {kind.upper()}" for kind, number in figures["layers"].items())
+    before, after = figures["weight_bytes_before"], figures["weight_bytes"]
+    parts = [f"{layers}, {before / 1e6:.1f} MB of weights in {after / 1e6:.1f} MB"]
+    if figures["left"]:
+        parts[0] += f", {sum(figures['left'].values())} left as they are"
+    if figures["unrotated"]:
+        parts[0] += f", {figures['unrotated']} unrotated (128 does not divide their channels)"
+    total = sum(figures["calls"].values())
+    if total:
+        names = {"plain": "unquantized", "int8": "INT8", "nvfp4": "NVFP4"}
+        shares = ", ".join(f"{names[a]} {n / total:.1%}" for a, n in figures["calls"].items() if n)
+        parts.append(f"activations {shares}, {figures['average_bits']:.2f} bits in the mean")
+    if figures["skipped"] and total:
+        parts[-1] += f" ({figures['average_bits_with_skipped']:.2f} with the calls that a cache spared)"
+    return "; ".join(parts)
+
+
+def _skipped(name: str, record: RunRecord) -> int:
+    """Calls that did not happen, of layers that ran in the run; others, such as those for an image, never do."""
+    ran: Counter[str] = Counter()
+    for (by, what, denoiser, *_), layers in record.events.items():
+        if by == name and what != "skipped":
+            ran[denoiser] |= layers
+    return sum(
+        (layers & ran[denoiser]).bit_count()
+        for (by, what, denoiser, *_), layers in record.events.items()
+        if by == name and what == "skipped"
+    )

@@ -1,0 +1,177 @@
+"""A linear whose weight is stored in INT8 or NVFP4, on activations in the format that a number in host memory tells.
+
+6Bit-Diffusion (arXiv 2603.18742) keeps one NVFP4 weight and chooses the activations' format for each layer and step;
+for INT8 activations the weight is converted for that call alone. The choice is read when the operation runs, so that
+a compiled graph stays one graph whatever is chosen. `multiply` is the one place where a product is picked.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from accel.kernels import checks
+from accel.kernels.forms import without_autocast
+from accel.kernels.int8 import int8_linear, quantize_int8
+from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
+from accel.kernels.rotation import require_rotatable, rotate
+
+__all__ = ["ACTIVATIONS", "SEEN", "Activation", "emulation", "multiply", "quantized_linear", "stored_weight"]
+
+# "plain" leaves the activations as they are.
+Activation = Literal["plain", "nvfp4", "int8"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+# What `seen` holds, in this order.
+SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio", "error")
+
+
+def quantized_linear(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    bias: Tensor | None,
+    activation_scale: Tensor,
+    rotated: bool,
+    route: Tensor,
+    ran: Tensor,
+    seen: Tensor,
+) -> Tensor:
+    """x weightᵀ + bias, the activations in the format that `route` tells. For inference: no gradient is defined.
+
+    Args:
+        x: (..., channels) in float16, bfloat16, float32 or float64.
+        weight: what `quantize_int8` or `quantize_nvfp4` gave for the weight (outputs, channels): two or three tensors.
+        bias: (outputs,) in a floating dtype.
+        activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations.
+        rotated: the weight is one that was multiplied by H / 128 of `rotation` before; quantized activations are then
+            multiplied by H, and for plain ones the weight is turned back.
+        route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`, whether to look for outliers, and the place
+            of a format whose error is to be measured, or -1.
+        ran: int64 (formats,) on the CPU; that of the format grows by one.
+        seen: float32 (4,) on the device of x; holds the largest scales so far that activations got in INT8 and in
+            NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have been cut); where it was looked
+            for, max|x| / mean|x|; and, where it was measured, |y' - y| / |y| with y the product of plain activations
+            and y' that of activations in the format.
+
+    Returns:
+        (..., outputs) in the dtype of x. Where activations are not finite, neither are their rows of the result; with
+        NVFP4 their groups.
+
+    Raises:
+        ValueError: shapes or devices do not fit, the route is none, or the weight has no product with it.
+        TypeError: a dtype is not the one above.
+    """
+    checks.require_floats("quantized_linear", x=x)
+    codes, scales, tensor_scale = (*weight, None)[:3]
+    return _quantized_linear(x, codes, scales, tensor_scale, bias, activation_scale, rotated, route, ran, seen)
+
+
+def stored_weight(weight: Sequence[Tensor], rotated: bool, dtype: torch.dtype) -> Tensor:
+    """The numbers (outputs, channels) that a stored weight stands for, turned back where it is rotated."""
+    held = torch.float32 if rotated else dtype
+    if len(weight) == 3:
+        numbers = dequantize_nvfp4(weight[0], weight[1], weight[2], held)
+    else:
+        numbers = (weight[0].float() * weight[1][:, None]).to(held)
+    # W H / 128 times H is W.
+    return rotate(numbers, dtype=dtype) if rotated else numbers
+
+
+def emulation(activation: Activation, weight: str, device: torch.device) -> str | None:
+    """In which way a product takes longer on a device than its format lets one expect, or None where it is native.
+
+    No device has a native NVFP4 product here yet, nor one that reads a stored weight as it is beside plain activations.
+    """
+    if activation == "nvfp4":
+        return f"NVFP4 activations are emulated on {device.type}: rounded, decoded and multiplied in float32"
+    if activation == "plain":
+        return f"{weight.upper()} weights are decoded at each call on {device.type}: that saves memory and costs time"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability in ((10, 3), (11, 0)):
+            return f"INT8 has no fast instructions on sm_{capability[0]}{capability[1]}"
+    return None
+
+
+def multiply(
+    activation: Activation,
+    x: Tensor,
+    weight: Sequence[Tensor],
+    bias: Tensor | None,
+    activation_scale: Tensor,
+    rotated: bool,
+    seen: Tensor,
+) -> Tensor:
+    """The product of a matrix (rows, channels) with a stored weight, in the dtype of x."""
+    if rotated:
+        require_rotatable("quantized_linear", x)
+    if activation == "int8":
+        integers, scales = quantize_int8(x, rotate=rotated)
+        _raise_to(seen, 0, scales)
+        stored = nvfp4_to_int8(weight[0], weight[1], weight[2]) if len(weight) == 3 else weight
+        return int8_linear(integers, scales, stored[0], stored[1], bias, x.dtype)
+    if activation == "plain":
+        return F.linear(x, stored_weight(weight, rotated, x.dtype), None if bias is None else bias.to(x.dtype))
+    if len(weight) != 3:
+        raise ValueError("quantized_linear has no product of NVFP4 activations with an INT8 weight: use int8 or plain")
+    codes, group_scales, _ = quantize_nvfp4(x, activation_scale, rotate=rotated)
+    _raise_to(seen, 1, group_scales.float())
+    decoded = dequantize_nvfp4(codes, group_scales, activation_scale), dequantize_nvfp4(weight[0], weight[1], weight[2])
+    return F.linear(*decoded, None if bias is None else bias.float()).to(x.dtype)
+
+
+def _raise_to(seen: Tensor, place: int, scales: Tensor) -> None:
+    if scales.numel():
+        # A maximum with a NaN is NaN, and stays so.
+        seen[place] = torch.maximum(seen[place], scales.amax())
+
+
+@torch.library.custom_op("accel::quantized_linear", mutates_args=("ran", "seen"))
+@without_autocast
+def _quantized_linear(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    bias: Tensor | None,
+    activation_scale: Tensor,
+    rotated: bool,
+    route: Tensor,
+    ran: Tensor,
+    seen: Tensor,
+) -> Tensor:
+    chosen, looks, measured = route.tolist()
+    if not 0 <= chosen < len(ACTIVATIONS):
+        raise ValueError(f"quantized_linear has the routes 0 to {len(ACTIVATIONS) - 1}, not {chosen}")
+    rows = x.reshape(-1, x.shape[-1])
+    if looks and rows.numel():
+        magnitudes = rows.abs().float()
+        seen[2] = magnitudes.amax() / magnitudes.mean()
+    weight = (codes, scales) if tensor_scale is None else (codes, scales, tensor_scale)
+    if measured >= 0:
+        unseen = torch.zeros_like(seen)
+        exact, rounded = (
+            multiply(activation, rows, weight, None, activation_scale, rotated, unseen).float()
+            for activation in ("plain", ACTIVATIONS[measured])
+        )
+        seen[3] = (rounded - exact).norm() / exact.norm()
+    result = multiply(ACTIVATIONS[chosen], rows, weight, bias, activation_scale, rotated, seen)
+    ran[chosen] += 1
+    return result.view(*x.shape[:-1], codes.shape[0])
+
+
+@_quantized_linear.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    bias: Tensor | None,
+    activation_scale: Tensor,
+    rotated: bool,
+    route: Tensor,
+    ran: Tensor,
+    seen: Tensor,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))

@@ -1,0 +1,92 @@
+"""The operation under the quantized linears: its contract with torch, and the same bits in every form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from accel.kernels.forms import use
+from accel.kernels.int8 import quantize_int8
+from accel.kernels.nvfp4 import quantize_nvfp4
+from accel.kernels.quantized_linear import ACTIVATIONS, quantized_linear, stored_weight
+from accel.kernels.rotation import BLOCK, rotate
+
+GENERATOR = torch.Generator().manual_seed(1)
+X = torch.randn(3, 7, 256, generator=GENERATOR)
+WEIGHT = torch.randn(24, 256, generator=GENERATOR)
+BIAS = torch.randn(24, generator=GENERATOR)
+ONE = torch.ones(())
+
+
+def state(activation: str, look: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    measured = ACTIVATIONS.index("nvfp4") if look else -1
+    route = torch.tensor([ACTIVATIONS.index(activation), look, measured])  # type: ignore[arg-type]
+    return route, torch.zeros(len(ACTIVATIONS), dtype=torch.int64), torch.zeros(4)
+
+
+def weight(kind: str, rotated: bool) -> tuple[Tensor, ...]:
+    held = rotate(WEIGHT, 1 / BLOCK) if rotated else WEIGHT
+    return quantize_int8(held) if kind == "int8" else quantize_nvfp4(held, by_error=True)
+
+
+@pytest.mark.parametrize(("kind", "activation"), [("int8", "int8"), ("nvfp4", "int8"), ("nvfp4", "nvfp4")])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_the_product_is_that_of_the_stored_numbers(kind: str, activation: str, rotated: bool) -> None:
+    """Within what the activations alone lose, in float64: 1/254 of a row's largest number, or 3/17 of a group's."""
+    stored = weight(kind, rotated)
+    result = quantized_linear(X, stored, BIAS, ONE, rotated, *state(activation))
+    numbers = stored_weight(stored, rotated, torch.float64)
+    exact = X.double() @ numbers.T + BIAS.double()
+    assert result.shape == exact.shape
+    assert (result - exact).norm() / exact.norm() < (0.013 if activation == "int8" else 0.11)
+    plain = quantized_linear(X, stored, BIAS, ONE, rotated, *state("plain"))
+    assert (plain - exact).norm() / exact.norm() < 1e-6
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_reference_gives_the_same_bits(activation: str) -> None:
+    results = []
+    for form in ("cpu", "reference"):
+        with use(form):  # type: ignore[arg-type]
+            results.append(quantized_linear(X, weight("nvfp4", True), BIAS, ONE, True, *state(activation)))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_it_is_an_operation_as_torch_wants_it(activation: str) -> None:
+    operation = torch.ops.accel.quantized_linear.default
+    arguments = (X, *weight("nvfp4", True), BIAS, ONE, True, *state(activation, 1))
+    # The check of the schema compares inputs by arithmetic that float8 does not have.
+    torch.library.opcheck(operation, arguments, test_utils=("test_faketensor", "test_aot_dispatch_dynamic"))
+    if activation != "nvfp4":
+        torch.library.opcheck(operation, (X, *weight("int8", True), None, BIAS, ONE, True, *state(activation)))
+
+
+def test_what_ran_and_what_was_seen_is_written_down() -> None:
+    route, ran, seen = state("nvfp4", 1)
+    for x in (X, 2 * X):
+        quantized_linear(x, weight("nvfp4", False), None, ONE, False, route, ran, seen)
+    assert ran.tolist() == [0, 2, 0]
+    assert seen[0] == 0 and seen[1] == (2 * X.abs().max() / 6).to(torch.float8_e4m3fn).float()
+    torch.testing.assert_close(seen[2], X.abs().max() / X.abs().mean())
+    # A route is read when the operation runs: no other call is needed to change it.
+    route[0] = ACTIVATIONS.index("int8")
+    quantized_linear(X, weight("nvfp4", False), None, ONE, False, route, ran, seen)
+    assert ran.tolist() == [0, 2, 1]
+
+
+def test_no_rows_and_one_row() -> None:
+    for rows in (0, 1):
+        for activation in ACTIVATIONS:
+            result = quantized_linear(X[0, :rows], weight("nvfp4", True), BIAS, ONE, True, *state(activation, 1))
+            assert result.shape == (rows, 24) and result.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_result_has_the_dtype_of_the_activations(dtype: torch.dtype) -> None:
+    for activation in ACTIVATIONS:
+        result = quantized_linear(X.to(dtype), weight("nvfp4", True), BIAS, ONE, True, *state(activation))
+        wide = quantized_linear(X, weight("nvfp4", True), BIAS, ONE, True, *state(activation))
+        assert result.dtype == dtype
+        assert (result.float() - wide).norm() / wide.norm() < 0.05

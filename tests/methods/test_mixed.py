@@ -1,0 +1,191 @@
+"""Mixed precision: the rules by hand, and what runs on a tiny pipeline, also beside caches and sparse attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import accel
+from accel.errors import AccelError
+from accel.measure.calibration import calibrate_mixed
+from accel.methods.layer_choice import Layer
+from accel.methods.precision_calibration import Calibration
+from accel.methods.precision_rule import ShareRule, ThresholdRule
+from tests.methods.quantized import CASE, STEPS, enable, last, run
+
+LAYERS_A_STEP = 40 * 2
+
+
+def layers(blocks: int = 4, each: int = 2) -> list[Layer]:
+    module = nn.Linear(1, 1)
+    return [Layer("t", b * each + n, f"b.{b}.{n}", module, b, False) for b in range(blocks) for n in range(each)]
+
+
+def test_the_rule_of_the_paper_by_hand() -> None:
+    """alpha * Gamma + beta > theta, by layer; what is not known or not a number is on the safe side."""
+    lines = {"t.b.0.0": (2.0, 0.0), "t.b.0.1": (0.0, 0.3), "t.b.1.0": (1.0, math.nan)}
+    rule = ThresholdRule(0.25, lines)
+    changes = {0: 0.12, 1: 0.1, 2: math.nan}
+    # 0.24 and 0.3; NaN and 0.1 by its own change; NaN twice; unknown twice.
+    assert rule.high(layers(), changes, {}, 5) == {1, 2, 4, 5, 6, 7}
+    assert rule.high(layers(), {**changes, 0: 0.13}, {}, 5) == {0, 1, 2, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("steps", [4, 20])
+def test_the_share_of_a_whole_run_is_kept(share: float, steps: int) -> None:
+    rule, used = ShareRule(share), 0
+    for step in range(steps):
+        errors = {index: float((index * 7) % 11) for index in range(20)} if step else {}
+        chosen = rule.high(layers(10), dict.fromkeys(range(10), 0.5) if step else {}, errors, steps - step)
+        used += len(chosen)
+        if step:
+            assert all(errors[index] >= errors[other] for index in chosen for other in set(range(20)) - chosen)
+        else:
+            assert len(chosen) == 20, "nothing is known yet"
+    assert used == pytest.approx(max(share, 1 / steps) * steps * 20, abs=0.5)
+
+
+def test_what_is_not_known_takes_from_the_share() -> None:
+    """Block 0 was skipped, the error of layer 2 is no number: three of the four go there, one to the largest error."""
+    errors = {**dict.fromkeys(range(8), 0.1), 2: math.nan, 6: 0.2}
+    assert ShareRule(0.5).high(layers(), {1: 0.5, 2: 0.5, 3: 0.5}, errors, 1) == {0, 1, 2, 6}
+
+
+@pytest.mark.parametrize(("target", "steps"), [(6.0, 6), (7.0, 3)])
+def test_the_mean_is_what_was_asked_for(target: float, steps: int) -> None:
+    pipe = CASE.build()
+    with enable(pipe, quantize="mixed", target_bits=target) as session:
+        first = run(pipe, num_inference_steps=steps)
+        assert torch.equal(run(pipe, num_inference_steps=steps), first)
+    report = last(session)
+    assert report["calls"]["nvfp4"] + report["calls"]["int8"] == LAYERS_A_STEP * steps
+    assert report["average_bits"] == pytest.approx(target, abs=4 / 40 / steps), "to one layer's formats"
+    assert report["calls_by_step"]["int8"][0] == LAYERS_A_STEP, "nothing is known in the first step"
+    assert "not calibrated" in str(session.summary())
+
+
+@pytest.mark.parametrize(
+    ("settings", "low_and_high"),
+    [
+        ({"threshold": 0.0}, (0, STEPS)),
+        ({"threshold": 1e9}, (STEPS - 1, 1)),
+        ({"threshold": 1e9, "low": "int8", "high": "16bit"}, (STEPS - 1, 1)),
+    ],
+)
+def test_thresholds_at_the_ends(settings: dict[str, Any], low_and_high: tuple[int, int]) -> None:
+    pipe = CASE.build()
+    with enable(pipe, quantize="mixed", **settings) as session:
+        run(pipe)
+    names = ("int8", "plain") if "low" in settings else ("nvfp4", "int8")
+    assert tuple(last(session)["calls"][name] for name in names) == tuple(n * LAYERS_A_STEP for n in low_and_high)
+
+
+def test_all_high_is_the_fixed_form_on_the_same_weights() -> None:
+    """And both guidance branches are given the same formats: a step's count is even in every block."""
+    pipe = CASE.build()
+    with enable(pipe, quantize="mixed", target_bits=8.0) as session:
+        high = run(pipe)
+        everywhere = last(session)["calls"]
+    assert everywhere["int8"] == LAYERS_A_STEP * STEPS
+    with enable(pipe, quantize="mixed", target_bits=6.0) as session:
+        assert not torch.equal(run(pipe), high)
+        (record,) = session._recorder.runs
+    by_branch: dict[str, dict[Any, int]] = {"cond": {}, "uncond": {}}
+    for (_, what, _, branch, step), bits in record.events.items():
+        by_branch[branch][what, step] = bits
+    assert by_branch["cond"] == by_branch["uncond"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"low": "int8"}, "low='int8' is not below high='int8': set high='16bit'"),
+        ({"target_bits": 9.0}, r"does not lie between .* \(nearest: 8\)"),
+        ({"target_bits": 3.0}, "not possible"),
+        ({"calibration": "nowhere.json"}, "cannot read the calibration nowhere.json"),
+    ],
+)
+def test_refusals(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(AccelError, match=message):
+        enable(CASE.build(), quantize=accel.MixedPrecisionConfig(**fields))
+
+
+def test_beside_the_temporal_delta_cache_a_computed_step_behind_a_skip_is_fine() -> None:
+    pipe = CASE.build()
+    cache = accel.TemporalDeltaCacheConfig(threshold=10.0, max_skips=1, order=0, dense_steps=0.0, dense_final_steps=0.0)
+    settings = {"threshold": 1e9, "outlier_ratio": 1e9}
+    with enable(pipe, cache=cache, quantize=accel.MixedPrecisionConfig(**settings)) as session:
+        run(pipe, num_inference_steps=6)
+    record = session.summary().to_dict()["runs"][0]
+    reused = record["methods"]["tdc"]["reused_by_step"]
+    assert [count > 0 for count in reused] == [False, False, True, False, True, False]
+    report = last(session)
+    # The second step alone has a step behind it that tells.
+    assert report["calls_by_step"]["nvfp4"] == [0, LAYERS_A_STEP, 0, 0, 0, 0]
+    assert report["calls_by_step"]["int8"] == [LAYERS_A_STEP, 0, 0, LAYERS_A_STEP, 0, LAYERS_A_STEP]
+    assert report["skipped"] == 2 * LAYERS_A_STEP
+    assert report["average_bits"] == 7.0 and report["average_bits_with_skipped"] == pytest.approx(28 / 6)
+    with enable(pipe, cache=cache, quantize=accel.MixedPrecisionConfig(**settings, purify=False)) as session:
+        run(pipe, num_inference_steps=6)
+    assert last(session)["calls_by_step"]["nvfp4"] == [0] + [0 if r else LAYERS_A_STEP for r in reused[1:]]
+
+
+@pytest.mark.parametrize("purify", [True, False])
+def test_inputs_with_outliers_are_not_quantized_where_a_change_is_kept(purify: bool) -> None:
+    """A delta cache of interval 2 captures on every other step; what is seen at one decides at the next."""
+    pipe = CASE.build()
+    cache = accel.DeltaCacheConfig(interval=2, cached_blocks=0.5, boundary=1.0, dense_steps=0.0)
+    mixed = accel.MixedPrecisionConfig(target_bits=8.0, outlier_ratio=1.0, purify=purify)
+    with enable(pipe, cache=cache, quantize=mixed) as session:
+        first = run(pipe, num_inference_steps=6)
+        assert torch.equal(run(pipe, num_inference_steps=6), first)
+    report = last(session)
+    # The rear two of four blocks, from the second capture on.
+    assert report["calls_by_step"].get("plain", [0] * 6) == [0, 0, 40 * purify, 0, 40 * purify, 0]
+    assert sum(report["calls"].values()) + report["skipped"] == 6 * LAYERS_A_STEP
+    assert session.summary().to_dict()["runs"][0]["methods"]["delta"]["reused"] > 0
+
+
+def test_beside_sparse_attention() -> None:
+    pipe = CASE.build()
+    plain = run(pipe)
+    with enable(pipe, attention="pisa", quantize="mixed", density=0.5, dense_layers=1) as session:
+        result = run(pipe)
+    methods = session.summary().to_dict()["runs"][0]["methods"]
+    assert methods["pisa"]["sparse"] > 0 and methods["mixed"]["calls"]["int8"] > 0
+    assert sum(methods["mixed"]["calls"].values()) == LAYERS_A_STEP * STEPS
+    assert torch.isfinite(result).all() and torch.equal(run(pipe), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*emulated on:accel.errors.AccelWarning")
+def test_a_calibration_is_made_saved_and_held_to(tmp_path: Any) -> None:
+    pipe = CASE.build()
+    plain = run(pipe)
+    found = calibrate_mixed(pipe, [lambda: run(pipe), lambda: run(pipe, seed=1)])
+    assert torch.equal(run(pipe), plain)
+    assert len(found.lines) == 40 and all(0 <= share <= 1 for share in found.explained.values())
+    assert found.quantiles == sorted(found.quantiles) and 0.02 < found.quantiles[0] <= found.quantiles[-1] < 0.3
+    path = found.save(tmp_path / "mixed.json")
+    assert Calibration.load(path) == found
+    with enable(pipe, quantize="mixed", calibration=str(path)) as session:
+        run(pipe)
+    report = last(session)
+    assert report["calibrated"] and min(report["calls"]["nvfp4"], report["calls"]["int8"]) > 0
+    with pytest.raises(AccelError, match="made for rotate=True: calibrate again"):
+        enable(pipe, quantize="mixed", calibration=str(path), rotate=False)
+    with torch.no_grad():
+        pipe.transformer.blocks[0].attn1.to_q.weight += 1
+    with pytest.raises(AccelError, match="made for other weights: calibrate again"):
+        enable(pipe, quantize="mixed", calibration=str(path))
+    with pytest.raises(AccelError, match="without another, and without threshold"):
+        calibrate_mixed(pipe, [], config=accel.MixedPrecisionConfig(threshold=0.1))
+
+
+def test_a_threshold_leaves_the_share_below_it() -> None:
+    found = Calibration("", "nvfp4", True, {}, {}, [0.0, 1.0, 2.0, 4.0])
+    assert [found.threshold(share) for share in (0.0, 1 / 3, 0.5, 1.0)] == [0.0, 1.0, 1.5, 4.0]
