@@ -16,6 +16,7 @@ from accel.kernels import checks
 from accel.kernels.forms import without_autocast
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
+from accel.kernels.nvfp4_linear import NATIVE, nvfp4_linear, nvfp4_weight_linear
 from accel.kernels.rotation import require_rotatable, rotate
 
 __all__ = ["ACTIVATIONS", "SEEN", "Activation", "emulation", "multiply", "quantized_linear", "stored_weight"]
@@ -25,6 +26,10 @@ Activation = Literal["plain", "nvfp4", "int8"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # What `seen` holds, in this order.
 SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio", "error")
+# Compute capabilities whose tensor cores lost their integers.
+_WITHOUT_INT8 = (103, 110)
+# A rotation makes numbers up to 128 times as large, which float16 might not hold.
+_ROTATED = 8.0
 
 
 def quantized_linear(
@@ -44,8 +49,8 @@ def quantized_linear(
         weight: what `quantize_int8` or `quantize_nvfp4` gave for the weight (outputs, channels): two or three tensors.
         bias: (outputs,) in a floating dtype.
         activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations.
-        rotated: the weight is one that was multiplied by H / 128 of `rotation` before; quantized activations are then
-            multiplied by H, and for plain ones the weight is turned back.
+        rotated: the weight is one that was multiplied by H / 128 of `rotation` before; activations are then multiplied
+            by H.
         route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`, whether to look for outliers, and the place
             of a format whose error is to be measured, or -1.
         ran: int64 (formats,) on the CPU; that of the format grows by one.
@@ -79,18 +84,16 @@ def stored_weight(weight: Sequence[Tensor], rotated: bool, dtype: torch.dtype) -
 
 
 def emulation(activation: Activation, weight: str, device: torch.device) -> str | None:
-    """In which way a product takes longer on a device than its format lets one expect, or None where it is native.
-
-    No device has a native NVFP4 product here yet, nor one that reads a stored weight as it is beside plain activations.
-    """
-    if activation == "nvfp4":
-        return f"NVFP4 activations are emulated on {device.type}: rounded, decoded and multiplied in float32"
+    """In which way a product takes longer on a device than its format lets one expect, or None where it is native."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    arch = 10 * major + minor
+    where = f"sm_{arch}" if arch else device.type
+    if activation == "nvfp4" and arch not in NATIVE:
+        return f"NVFP4 activations are emulated on {where}: rounded, decoded and then multiplied"
     if activation == "plain":
-        return f"{weight.upper()} weights are decoded at each call on {device.type}: that saves memory and costs time"
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability in ((10, 3), (11, 0)):
-            return f"INT8 has no fast instructions on sm_{capability[0]}{capability[1]}"
+        return f"{weight.upper()} weights are decoded in each product on {where}: that saves memory and no time"
+    if activation == "int8" and arch in _WITHOUT_INT8:
+        return f"INT8 has no fast instructions on {where}"
     return None
 
 
@@ -111,14 +114,17 @@ def multiply(
         _raise_to(seen, 0, scales)
         stored = nvfp4_to_int8(weight[0], weight[1], weight[2]) if len(weight) == 3 else weight
         return int8_linear(integers, scales, stored[0], stored[1], bias, x.dtype)
+    if activation == "plain" and len(weight) == 3:
+        if not rotated:
+            return nvfp4_weight_linear(x, weight[0], weight[1], weight[2], bias)
+        return nvfp4_weight_linear(rotate(x, 1 / _ROTATED, x.dtype), weight[0], weight[1], weight[2] * _ROTATED, bias)
     if activation == "plain":
         return F.linear(x, stored_weight(weight, rotated, x.dtype), None if bias is None else bias.to(x.dtype))
     if len(weight) != 3:
         raise ValueError("quantized_linear has no product of NVFP4 activations with an INT8 weight: use int8 or plain")
     codes, group_scales, _ = quantize_nvfp4(x, activation_scale, rotate=rotated)
     _raise_to(seen, 1, group_scales.float())
-    decoded = dequantize_nvfp4(codes, group_scales, activation_scale), dequantize_nvfp4(weight[0], weight[1], weight[2])
-    return F.linear(*decoded, None if bias is None else bias.float()).to(x.dtype)
+    return nvfp4_linear(codes, group_scales, activation_scale, weight[0], weight[1], weight[2], bias, x.dtype)
 
 
 def _raise_to(seen: Tensor, place: int, scales: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Products with a weight in NVFP4: with activations in NVFP4 too, or with activations of 16 bits or more.
 
-The weight stays in 4.5 bits a number, and is decoded inside of the product. GPUs of compute capability 10.x and 12.x
-multiply two such matrices natively; everywhere else both are decoded first, which gives the same numbers and saves no
-time. The group scales and codes are those of `accel.kernels.nvfp4`.
+The weight stays in 4.5 bits a number, and is decoded inside of the product. GPUs of the compute capabilities `NATIVE`
+multiply two such matrices by themselves; everywhere else both are decoded first, which gives the same numbers and saves
+no time. The group scales and codes are those of `accel.kernels.nvfp4`.
 """
 
 import torch
@@ -12,7 +12,10 @@ from accel.kernels import checks
 from accel.kernels.forms import implementation, without_autocast
 from accel.kernels.nvfp4 import require_nvfp4
 
-__all__ = ["nvfp4_linear", "nvfp4_weight_linear"]
+__all__ = ["NATIVE", "nvfp4_linear", "nvfp4_weight_linear"]
+
+# Compute capabilities, times ten, whose tensor cores multiply NVFP4, and for which Triton uses them.
+NATIVE = (100, 103, 120)
 
 
 def nvfp4_linear(

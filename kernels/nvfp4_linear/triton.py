@@ -9,9 +9,8 @@ from accel.kernels.forms import on_device
 from accel.kernels.int8.triton import TOGETHER, tile_of_program
 from accel.kernels.nvfp4.reference import GROUP
 from accel.kernels.nvfp4.triton import dense, unscaled
+from accel.kernels.nvfp4_linear import NATIVE
 
-# Compute capabilities whose tensor cores multiply NVFP4 by themselves, and for which Triton uses them.
-NATIVE = (100, 103, 120)
 # Rows, outputs and channels of a tile: where the tensor cores decode, and where the kernel does.
 NATIVE_TILE = (128, 128, 256)
 TILE = (128, 128, 64)

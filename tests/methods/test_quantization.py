@@ -30,7 +30,7 @@ def quantized_paths(pipe: Any) -> set[str]:
     [
         ("int8", "int8", 8.0, "under 512 channels, too few to gain time on a CPU"),
         ("nvfp4", "nvfp4", 4.0, "NVFP4 activations are emulated on cpu"),
-        ("nvfp4-weight", "plain", 16.0, "NVFP4 weights are decoded at each call on cpu"),
+        ("nvfp4-weight", "plain", 16.0, "NVFP4 weights are decoded in each product on cpu"),
     ],
 )
 def test_fixed_formats(method: str, ran: str, bits: float, said: str) -> None:
