@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
 
 from accel.errors import AccelError
 from accel.pipelines.sites import Denoiser
@@ -12,14 +13,16 @@ _VALUES = 64
 
 
 def fingerprint(method: str, denoisers: Iterable[Denoiser]) -> str:
-    """From names, shapes and a few values of every parameter.
+    """From names, shapes and a few values of every parameter, and of every weight that came stored.
 
     Raises:
         AccelError: weights are offloaded, so that nothing can be read.
     """
     found = hashlib.sha256()
     for denoiser in denoisers:
-        for name, parameter in denoiser.module.named_parameters():
+        module = denoiser.module
+        codes = ((name, buffer) for name, buffer in module.named_buffers() if name.endswith(".codes"))
+        for name, parameter in chain(module.named_parameters(), codes):
             if parameter.is_meta:
                 raise AccelError(f"{method}: the weights of pipe.{denoiser.name} are offloaded: calibrate before that")
             values = parameter.detach().flatten()

@@ -24,6 +24,7 @@ class Int8Config(QuantizationConfig):
     """
 
     method: ClassVar[str] = "int8"
+    weights: ClassVar[WeightFormat] = "int8"
 
     rotate: bool = True
 

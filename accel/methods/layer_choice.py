@@ -48,7 +48,6 @@ def matches(path: str, entry: str) -> bool:
 
 
 def choose_layers(
-    method: str,
     denoiser: Denoiser,
     *,
     left: Sequence[str],
@@ -59,11 +58,7 @@ def choose_layers(
     """The linears to take, and the number of others by the reason for leaving them.
 
     `left` and `modulation` are patterns of paths (see `matches`); what `taken` matches is taken whatever they say.
-
-    Raises:
-        AccelError: a linear is held in a way that quantization would break or be broken by.
     """
-    blocks = [(f"{site.path}.", site.index) for site in (*denoiser.blocks, *denoiser.beside)]
     layers: list[Layer] = []
     others: Counter[str] = Counter()
     for path, module in linears(denoiser.module):
@@ -78,10 +73,14 @@ def choose_layers(
         elif module.in_features % GROUP or module.in_features > MOST_CHANNELS:
             others[f"channels are no multiple of {GROUP}, or more than {MOST_CHANNELS}"] += 1
         else:
-            _check(method, f"{denoiser.name}.{path}", module)
-            block = next((index for prefix, index in blocks if path.startswith(prefix)), None)
-            layers.append(Layer(denoiser.name, len(layers), path, module, block, modulates))
+            layers.append(Layer(denoiser.name, len(layers), path, module, block_of(denoiser, path), modulates))
     return layers, others
+
+
+def block_of(denoiser: Denoiser, path: str) -> int | None:
+    """Index of the block that a module stands in, None outside."""
+    sites = (*denoiser.blocks, *denoiser.beside)
+    return next((site.index for site in sites if path.startswith(f"{site.path}.")), None)
 
 
 def linears(module: nn.Module) -> Iterable[tuple[str, nn.Linear]]:
@@ -116,15 +115,17 @@ def _some(entry: str, paths: set[str]) -> list[str]:
     return sorted(path for path in paths if last in path)[:3] or sorted(paths)[:3]
 
 
-def _check(method: str, name: str, module: nn.Linear) -> None:
+def require_convertible(method: str, layer: Layer) -> None:
+    """Raises `AccelError` where a layer is held in a way that conversion would break or be broken by."""
+    module = layer.module
     weight = module.weight
     if weight.is_meta:
-        raise AccelError(f"{method}: the weight of {name} is offloaded: call accel.enable first and offload then")
+        raise AccelError(f"{method}: the weight of {layer.name} is offloaded: call accel.enable first and offload then")
     if "forward" in vars(module):
         raise AccelError(
-            f"{method}: {name} has a forward of its own (offloading or casting of single layers): "
+            f"{method}: {layer.name} has a forward of its own (offloading or casting of single layers): "
             "call accel.enable first and attach that then"
         )
     if weight.dtype not in _FLOATS:
         dtype = str(weight.dtype).removeprefix("torch.")
-        raise AccelError(f"{method}: the weight of {name} is in {dtype} already: load the model in bfloat16")
+        raise AccelError(f"{method}: the weight of {layer.name} is in {dtype} already: load the model in bfloat16")

@@ -19,7 +19,6 @@ class Original:
     def __init__(self, weight: nn.Parameter, file: WeightFile | None = None) -> None:
         self._weight = weight
         self._file = file
-        self.dtype = weight.dtype
         self.requires_grad = weight.requires_grad
         if file is None:
             weight.data = weight.data.to("cpu")
@@ -35,11 +34,11 @@ class Original:
         """The weight on the CPU; read from its file where it is not kept."""
         return self._weight.data if self._file is None else self._file.read()
 
-    def give_back(self, device: torch.device) -> nn.Parameter:
-        """The parameter with its bits, on a device."""
+    def give_back(self, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+        """The parameter with its bits, on a device and in the dtype that it would have by now."""
         numbers = self.numbers()
-        if (numbers.device, numbers.dtype) != (device, self.dtype):
-            numbers = numbers.to(device, self.dtype)
+        if (numbers.device, numbers.dtype) != (device, dtype):
+            numbers = numbers.to(device, dtype)
         if numbers is not self._weight.data:
             self._weight.data = numbers
         return self._weight

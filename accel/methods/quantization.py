@@ -12,53 +12,34 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, emulation
 from accel.kernels.rotation import BLOCK
-from accel.methods.base import Context, Keyword, Method, MethodConfig
-from accel.methods.layer_choice import Layer, check_names, choose_layers
+from accel.methods.as_stored import require_as_stored
+from accel.methods.base import Context, Method
+from accel.methods.converted_linear import convert, revert
+from accel.methods.layer_choice import Layer, check_names, choose_layers, require_convertible
 from accel.methods.needs import Slot
 from accel.methods.original_weights import WeightFile, require_same, weight_files
-from accel.methods.quantized_linear import QuantizedLinear, convert, revert, store
+from accel.methods.quantization_settings import QuantizationConfig as QuantizationConfig
+from accel.methods.quantized_linear import QuantizedLinear, store
 from accel.methods.quantized_report import QuantizedWeights, describe, report
+from accel.methods.stored_linear import StoredLinear, rest, stored_layers
 from accel.methods.weight_bytes import WeightFormat
 from accel.pipelines.sites import Denoiser
 from accel.runtime.readback import Readback
 from accel.runtime.recorder import RunRecord
 from accel.runtime.runs import InstanceMethod
 
-Names = Annotated[tuple[str, ...], Field(strict=False)]
 # Chosen by us from `python bench/int8_linear.py`: with one of its sides under this, a product on a CPU gains nothing.
 _SMALL_ON_CPU = 512
 # Of diffusers, which change weights in place or make new ones of them.
 _FUSIONS = ("fuse_lora", "unfuse_lora", "fuse_qkv_projections")
 _LARGEST_SCALE = 448.0
-
-
-class QuantizationConfig(MethodConfig):
-    """Settings that all quantizations have.
-
-    Attributes:
-        modules_to_not_convert: Linears that stay as they are, beside those that the family's facts name: paths in the
-            transformer, which stand for all that is under them, or patterns such as "*.to_q".
-        modules_to_convert: Linears that are quantized although the family's facts name them, likewise.
-        quantize_modulation: Whether the linears that make scales and shifts of the timestep are stored in NVFP4 too,
-            beside activations as they are. They cost memory and no time.
-        keep_original: Whether the original weights are kept in the memory of the host, for undo. Without, they are read
-            again from the folder that the model was loaded from; what that folder does not have is refused.
-    """
-
-    keyword: ClassVar[Keyword] = "quantize"
-
-    modules_to_not_convert: Names = ()
-    modules_to_convert: Names = ()
-    quantize_modulation: bool = False
-    keep_original: bool = True
 
 
 class Quantization(Method):
@@ -86,7 +67,7 @@ class Quantization(Method):
 
     def rotates(self, layer: Layer) -> bool:
         """Whether activations and weight are to be rotated, where the layer's channels allow it."""
-        return bool(getattr(self.config, "rotate", False))
+        return self.config.rotates
 
     def activations(self, layer: Layer) -> tuple[Activation, ...]:
         """All formats that the layer's activations may get."""
@@ -102,10 +83,12 @@ class Quantization(Method):
         undo: list[Callable[[], None]] = []
         try:
             for denoiser in denoisers:
-                files = None if self.config.keep_original else weight_files(self.name, denoiser)
                 layers = self.layers[denoiser.name]
+                files = None
+                if not (self.config.keep_original or _came_stored(layers)):
+                    files = weight_files(self.name, denoiser)
                 for layer in layers:
-                    undo += self._convert(layer, files)
+                    undo += self._take(layer) if _came_stored(layers) else self._convert(layer, files)
                 self.layers[denoiser.name] = [each for each in layers if isinstance(each.module, QuantizedLinear)]
             # A warning may be made an error.
             self._notes = self._foretell()
@@ -117,6 +100,8 @@ class Quantization(Method):
             raise
         for denoiser in denoisers:
             undo.append(self.context.hooks.add(denoiser.module, partial(self._count, denoiser), innermost=True))
+            if _came_stored(self.layers[denoiser.name]):
+                continue  # Its weights refuse to be changed themselves, enabled or not.
             undo += [
                 InstanceMethod(denoiser.module, method, partial(self._refuse_fusion, method)).remove
                 for method in _FUSIONS
@@ -162,18 +147,33 @@ class Quantization(Method):
         for setting in ("modules_to_not_convert", "modules_to_convert"):
             check_names(self.name, setting, getattr(config, setting), denoisers)
         for denoiser in denoisers:
+            found, left = stored_layers(denoiser, family.modulation)
+            if found:
+                require_as_stored(config, denoiser, found, family.modulation)
+                self.layers[denoiser.name] = found
+                self.weights.left.update(left)
+                continue
             found, left = choose_layers(
-                self.name,
                 denoiser,
                 left=(*family.modules_to_not_convert, *config.modules_to_not_convert),
                 modulation=family.modulation,
                 take_modulation=config.quantize_modulation,
                 taken=config.modules_to_convert,
             )
+            for layer in found:
+                require_convertible(self.name, layer)
             self.layers[denoiser.name] = found
             self.weights.left.update(left)
         if not self._all():
             raise AccelError(f"{self.name}: modules_to_not_convert leaves no linear to quantize: name fewer")
+
+    def _take(self, layer: Layer) -> list[Callable[[], None]]:
+        """Takes a weight as it came stored; returns what gives the layer back."""
+        module = layer.module
+        assert isinstance(module, StoredLinear)
+        module.choose(self.default_activation(layer))
+        self.weights.add(module, module.weight_dtype.itemsize, unrotated=False)
+        return [partial(rest, module)]
 
     def _convert(self, layer: Layer, files: dict[str, WeightFile] | None) -> list[Callable[[], None]]:
         """Stores the layer's weight; returns what undoes it, nothing where the layer stays as it is."""
@@ -272,6 +272,11 @@ class Quantization(Method):
                 f"{self.name}: activations of {_first(list(cut))} were too large for NVFP4 here and were cut: "
                 "name them in modules_to_not_convert"
             )
+
+
+def _came_stored(layers: list[Layer]) -> bool:
+    """Whether a denoiser's layers came with stored weights; then all of them did."""
+    return bool(layers) and isinstance(layers[0].module, StoredLinear)
 
 
 def _first(names: list[str]) -> str:

@@ -12,6 +12,7 @@ from accel.methods.base import Context
 from accel.methods.layer_choice import Layer
 from accel.methods.quantization import Quantization, QuantizationConfig
 from accel.methods.quantized_linear import store
+from accel.methods.stored_linear import StoredLinear
 from accel.methods.weight_bytes import WeightFormat
 
 
@@ -42,6 +43,8 @@ class Sparing(Quantization):
 
     def spared(self, layer: Layer) -> bool:
         """Whether the layer is among the most sensitive of its denoiser."""
+        if isinstance(layer.module, StoredLinear):
+            return False
         if layer.denoiser not in self._spared:
             # The first question comes before any weight is converted.
             asked = [each for each in self.layers[layer.denoiser] if not each.modulation]

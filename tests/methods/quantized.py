@@ -10,7 +10,8 @@ from torch import nn
 
 import accel
 from accel.errors import AccelWarning
-from accel.methods.quantized_linear import QuantizedLinear, convert, store
+from accel.methods.converted_linear import ConvertedLinear, convert
+from accel.methods.quantized_linear import store
 from accel.methods.weight_bytes import WeightFormat
 from tests.tiny_pipelines import TINY
 
@@ -28,7 +29,7 @@ def linear(
     return made.to(dtype).requires_grad_(False)
 
 
-def quantized(layer: nn.Linear, weight_format: WeightFormat, *, rotated: bool = False) -> QuantizedLinear:
+def quantized(layer: nn.Linear, weight_format: WeightFormat, *, rotated: bool = False) -> ConvertedLinear:
     return convert(layer, weight_format, store(layer.weight.detach(), weight_format, rotated), rotated=rotated)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import accel
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.nvfp4 import dequantize_nvfp4, quantize_nvfp4
+from accel.methods.converted_linear import ConvertedLinear
 from accel.methods.quantized_linear import QuantizedLinear
 from tests.conformance.snapshot import snapshot
 from tests.methods.quantized import CASE, STEPS, enable, last, run
@@ -228,7 +229,7 @@ def test_originals_that_are_not_kept_are_read_again(tmp_path: Any) -> None:
     with enable(pipe, quantize="int8", keep_original=False):
         quantized = run(pipe)
         layer = pipe.transformer.blocks[0].attn1.to_q
-        assert isinstance(layer, QuantizedLinear) and not layer.original.kept
+        assert isinstance(layer, ConvertedLinear) and not layer.original.kept
         with pytest.raises(AccelError, match="cannot be saved"):
             pipe.transformer.state_dict()
     assert torch.equal(run(pipe), plain)

@@ -14,7 +14,8 @@ from torch import nn
 from accel.errors import AccelError
 from accel.kernels.nvfp4 import nvfp4_to_int8
 from accel.kernels.quantized_linear import ACTIVATIONS, Activation
-from accel.methods.quantized_linear import QuantizedLinear, revert
+from accel.methods.converted_linear import revert
+from accel.methods.quantized_linear import QuantizedLinear
 from accel.methods.weight_bytes import WeightFormat, scratch_bytes, stored_bytes
 from tests.methods.quantized import linear, quantized
 
@@ -200,8 +201,9 @@ def test_results_do_not_depend_on_the_rest_of_the_batch() -> None:
 def test_a_dropped_original_is_not_copied(tmp_path: Any) -> None:
     from safetensors.torch import save_file
 
+    from accel.methods.converted_linear import convert
     from accel.methods.original_weights import WeightFile
-    from accel.methods.quantized_linear import convert, store
+    from accel.methods.quantized_linear import store
 
     layer = linear()
     save_file({"w": layer.weight.detach()}, tmp_path / "w.safetensors")
