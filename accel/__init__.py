@@ -23,10 +23,11 @@ _HOMES = {
     "NVFP4Config": "accel.methods.nvfp4",
     "NVFP4WeightConfig": "accel.methods.nvfp4_weight",
     "PISAConfig": "accel.methods.pisa",
+    "StoredWeightsConfig": "accel.integrations.config",
     "TemporalDeltaCacheConfig": "accel.methods.tdc",
     "disable": "accel.session",
     "enable": "accel.session",
-    "load_pipeline": "accel.pipelines.loading",
+    "load_pipeline": "accel.integrations.loading",
     "summary": "accel.session",
 }
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from accel.config import AccelConfig as AccelConfig
     from accel.errors import AccelError as AccelError
     from accel.errors import AccelWarning as AccelWarning
+    from accel.integrations.config import StoredWeightsConfig as StoredWeightsConfig
+    from accel.integrations.loading import load_pipeline as load_pipeline
     from accel.methods.adaspa import AdaSpaConfig as AdaSpaConfig
     from accel.methods.delta import DeltaCacheConfig as DeltaCacheConfig
     from accel.methods.flashblock import FlashBlockConfig as FlashBlockConfig
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
     from accel.methods.nvfp4_weight import NVFP4WeightConfig as NVFP4WeightConfig
     from accel.methods.pisa import PISAConfig as PISAConfig
     from accel.methods.tdc import TemporalDeltaCacheConfig as TemporalDeltaCacheConfig
-    from accel.pipelines.loading import load_pipeline as load_pipeline
     from accel.session import disable as disable
     from accel.session import enable as enable
     from accel.session import summary as summary

@@ -96,6 +96,19 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
     return PipelineFacts(family, guidance, denoisers)
 
 
+def inspect_denoiser(module: nn.Module) -> tuple[Family, Denoiser]:
+    """The family of a transformer without its pipeline, and its blocks.
+
+    Raises `AccelError` when no family has it, or when the module differs from the family's facts.
+    """
+    name = type(module).__name__
+    for family in families().values():
+        if name in family.transformers:
+            return family, _denoiser(name, module, family)
+    covered = "; ".join(f"{family.name}: {', '.join(family.transformers)}" for family in families().values())
+    raise AccelError(f"{name} is a transformer of no family that Accel knows ({covered})")
+
+
 def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -> tuple[int, int, int] | None:
     """Tokens along (time, height, width) of one call of the denoiser, or None when the call does not tell."""
     hidden_states = denoiser.argument("hidden_states", args, kwargs)

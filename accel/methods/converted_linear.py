@@ -52,7 +52,8 @@ def convert(
 
     The original goes to host memory, or is dropped where a file has it.
     """
-    weight, names = linear.weight, tuple(linear._parameters)
+    weight, names = linear._parameters["weight"], tuple(linear._parameters)
+    assert weight is not None
     converted = hold(linear, ConvertedLinear, weight_format, stored, rotated=rotated, saved=False)
     converted.parameter_names = names
     converted.original = Original(weight, file)
