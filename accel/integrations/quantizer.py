@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from accelerate.utils import set_module_tensor_to_device
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
@@ -60,18 +61,23 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
     def check_if_quantized_param(
         self, model: Any, param_value: torch.Tensor, param_name: str, state_dict: Any, **kwargs: Any
     ) -> bool:
-        return not self.pre_quantized and param_name.removesuffix(_WEIGHT) in self._plan
+        return not self.pre_quantized
 
     def create_quantized_param(self, *args: Any, **kwargs: Any) -> Any:
-        """Stores one weight; diffusers gives the model, the weight, its name and its device."""
+        """Stores a weight, or takes in what stays as it is; diffusers gives the model, the numbers, name and device."""
         model, weight, name, device = args[:4]
         path = name.removesuffix(_WEIGHT)
-        planned = self._plan[path]
+        planned = self._plan.get(path) if name.endswith(_WEIGHT) else None
+        if planned is None:
+            # A view would keep its whole file in memory.
+            set_module_tensor_to_device(model, name, device, value=weight.clone(), dtype=weight.dtype)
+            return
         stored = store(weight.to(device), planned.weight_format, planned.rotated)
         if not stored[-1].isfinite().all():
             raise AccelError(f"the weight of {path} has values that are not finite")
         linear = model.get_submodule(path)
-        hold(linear, StoredLinear, planned.weight_format, stored, rotated=planned.rotated, saved=True)
+        held = hold(linear, StoredLinear, planned.weight_format, stored, rotated=planned.rotated, saved=True)
+        held.weight_dtype = weight.dtype
         self._bar.update()
 
     def get_state_dict_and_metadata(
@@ -79,9 +85,7 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         gone = next((path for path in self.quantization_config.stored() if f"{path}.codes" not in state_dict), None)
         if gone is not None:
-            raise AccelError(
-                f"{gone} is no stored linear now, with an adapter around it perhaps: take that off and save"
-            )
+            raise AccelError(f"{gone} is no stored linear now: take off the adapter around it and save then")
         return state_dict, {}
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
