@@ -52,15 +52,15 @@ def load_pipeline(
     if quantize is not None:
         if kwargs.get("quantization_config") is not None:
             raise AccelError("quantize and quantization_config both say how weights are stored; give one of the two")
-        stored = _stored(model, AccelConfig(quantize=quantize).quantize, kwargs)
+        config = AccelConfig(quantize=quantize).quantize
+        stored = _stored(model, config, kwargs) if isinstance(config, QuantizationConfig) else {}
         if stored:
             kwargs["quantization_config"] = PipelineQuantizationConfig(quant_mapping=stored)
     return loading.load_pipeline(model, size=size, torch_dtype=torch_dtype, device=device, **kwargs)
 
 
-def _stored(model: str | Path, config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def _stored(model: str | Path, config: QuantizationConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     """By the name of each transformer that is to be stored while it loads."""
-    assert isinstance(config, QuantizationConfig)
     wanted = StoredWeightsConfig.of(config)
     pipeline, folder = loading.look_up(model)
     denoisers = family_of(pipeline)[0].denoisers

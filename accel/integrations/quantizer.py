@@ -16,6 +16,7 @@ from torch import nn
 from accel.errors import AccelError
 from accel.integrations.config import Quantizer, StoredWeightsConfig
 from accel.integrations.plan import Plan, plan_layers
+from accel.methods.layer_choice import FLOATS
 from accel.methods.quantized_linear import BUFFERS, hold, store
 from accel.methods.stored_linear import StoredLinear, decode, expect
 from accel.runtime.hooks import hook_of
@@ -72,6 +73,9 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
             # A view would keep its whole file in memory.
             set_module_tensor_to_device(model, name, device, value=weight.clone(), dtype=weight.dtype)
             return
+        if weight.dtype not in FLOATS:
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise AccelError(f"the weight of {path} is in {dtype} already: load the original model")
         stored = store(weight.to(device), planned.weight_format, planned.rotated)
         if not stored[-1].isfinite().all():
             raise AccelError(f"the weight of {path} has values that are not finite")

@@ -16,7 +16,8 @@ from accel.kernels.nvfp4 import GROUP
 from accel.methods.base import nearest
 from accel.pipelines.sites import Denoiser
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What a weight may be in.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,6 @@ def require_convertible(method: str, layer: Layer) -> None:
             f"{method}: {layer.name} has a forward of its own (offloading or casting of single layers): "
             "call accel.enable first and attach that then"
         )
-    if weight.dtype not in _FLOATS:
+    if weight.dtype not in FLOATS:
         dtype = str(weight.dtype).removeprefix("torch.")
         raise AccelError(f"{method}: the weight of {layer.name} is in {dtype} already: load the model in bfloat16")

@@ -87,6 +87,7 @@ def test_load_pipeline_refuses_what_is_not_there(original: Path, saved: Path) ->
         accel.load_pipeline(original, quantize="int8", quantization_config=config())
     assert len(stored(accel.load_pipeline(saved, quantize="mixed"))) == LINEARS
     assert len(stored(accel.load_pipeline(saved))) == LINEARS
+    assert not stored(accel.load_pipeline(original, quantize="none"))
 
 
 def test_a_lora_on_top(saved: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from accel.integrations import StoredWeightsConfig, register
 from accel.methods.quantized_linear import store
 from accel.methods.weight_bytes import stored_bytes
 from tests.integrations.stored import LINEARS, config, load, one_step, stored, tensors
-from tests.methods.quantized import CASE
+from tests.methods.quantized import CASE, enable, last
 from tests.repository.tree import ROOT
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -192,6 +192,50 @@ def test_a_weight_that_is_missing_or_not_finite_is_named(original: Path, saved: 
     save_file(written, tmp_path / "nan" / WEIGHTS)
     with pytest.raises(AccelError, match=r"the weight of blocks\.2\.attn1\.to_q has values that are not finite"):
         WanTransformer3DModel.from_pretrained(tmp_path / "nan", quantization_config=config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device_map": {"": "disk"}}, "not offloaded to the disk while they load"),
+        ({"offload_state_dict": True}, "was loaded without a stored weight of blocks"),
+    ],
+)
+def test_ways_of_loading_that_are_refused(
+    original: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AccelError, match=message):
+        WanTransformer3DModel.from_pretrained(
+            original / "transformer", quantization_config=config(), offload_folder=tmp_path, **settings
+        )
+
+
+def test_weights_in_eight_bits_already_are_refused(original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original / "transformer", tmp_path / "t")
+    written = load_file(tmp_path / "t" / WEIGHTS)
+    name = "blocks.2.attn1.to_q.weight"
+    save_file({**written, name: written[name].to(torch.float8_e4m3fn)}, tmp_path / "t" / WEIGHTS)
+    with pytest.raises(AccelError, match=r"the weight of blocks\.2\.attn1\.to_q is in float8_e4m3fn already"):
+        WanTransformer3DModel.from_pretrained(tmp_path / "t", quantization_config=config(), dtype=torch.bfloat16)
+
+
+def test_loading_to_a_device(original: Path) -> None:
+    """With the device that this machine has; diffusers then hands over where each weight goes."""
+    pipe = load(original, config(), device_map="cpu")
+    assert len(stored(pipe)) == LINEARS
+    expected = one_step(load(original, config()))
+    assert torch.equal(one_step(pipe), expected)
+    with enable(pipe, quantize="nvfp4") as session:
+        one_step(pipe)
+    assert last(session)["calls"]["nvfp4"] == 2 * LINEARS
+    assert torch.equal(one_step(pipe), expected)
+
+
+def test_a_compiled_layer_stays_one_graph(saved: Path) -> None:
+    layer = stored(load(saved))["blocks.0.attn1.to_q"]
+    x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
+    expected = layer(x)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), expected, rtol=0, atol=0)
 
 
 def test_a_model_of_no_family_is_refused(original: Path) -> None:
