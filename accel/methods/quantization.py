@@ -100,10 +100,8 @@ class Quantization(Method):
             raise
         for denoiser in denoisers:
             undo.append(self.context.hooks.add(denoiser.module, partial(self._count, denoiser), innermost=True))
-            if _came_stored(self.layers[denoiser.name]):
-                continue  # Its weights refuse to be changed themselves, enabled or not.
             undo += [
-                InstanceMethod(denoiser.module, method, partial(self._refuse_fusion, method)).remove
+                InstanceMethod(denoiser.module, method, partial(self._refuse_fusion, denoiser, method)).remove
                 for method in _FUSIONS
                 if hasattr(denoiser.module, method)
             ]
@@ -218,10 +216,14 @@ class Quantization(Method):
                 self._seen.append((denoiser.name, Readback(seen.flatten())))
         return output
 
-    def _refuse_fusion(self, method: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _refuse_fusion(self, denoiser: Denoiser, method: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if _came_stored(self.layers[denoiser.name]):
+            how = f"came stored: {method} needs the original model"
+        else:
+            how = f"are stored by {self.name}: call accel.disable(pipe), then {method}, then accel.enable"
         raise AccelError(
-            f"{method} changes weights, and those of this model are stored by {self.name}: call accel.disable(pipe), "
-            f"then {method}, then accel.enable; an adapter that is loaded and not fused works as it is"
+            f"{method} changes weights, and those of this model {how}; an adapter that is loaded and not fused works "
+            "as it is"
         )
 
     def _foretell(self) -> list[str]:
