@@ -17,7 +17,7 @@ from accel.errors import AccelError
 from accel.integrations.config import Quantizer, StoredWeightsConfig
 from accel.integrations.plan import Plan, plan_layers
 from accel.methods.layer_choice import FLOATS
-from accel.methods.quantized_linear import BUFFERS, hold, store
+from accel.methods.quantized_linear import hold, store
 from accel.methods.stored_linear import StoredLinear, decode, expect
 from accel.runtime.hooks import hook_of
 
@@ -95,6 +95,8 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
             self._plan = {path: Plan(*kind) for path, kind in self.quantization_config.stored().items()}
+            if not self._plan:
+                raise AccelError("the model's config.json names no stored linears: download or save it again")
             for path, planned in self._plan.items():
                 expect(_linear(model, path), planned.weight_format, rotated=planned.rotated)
             return
@@ -108,7 +110,7 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
             self._bar = None
         for path in self._plan:
             module = model.get_submodule(path)
-            if not isinstance(module, StoredLinear) or any(getattr(module, name) is None for name in BUFFERS[:2]):
+            if not isinstance(module, StoredLinear):
                 raise AccelError(f"{type(model).__name__} was loaded without a stored weight of {path}")
             if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                 raise AccelError(f"the folder has no stored weight of {path}: download or save it again")

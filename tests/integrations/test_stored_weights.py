@@ -170,6 +170,7 @@ def test_settings_that_are_refused(original: Path, settings: dict[str, Any], mes
         ({"layers": {"fp2": ["blocks.0.attn1.to_q"]}}, "stored in 'fp2', which this Accel does not read"),
         ({"layers": {"nvfp4": ["blocks.9.attn1.to_q"]}}, r"WanTransformer3DModel has no linear blocks\.9\.attn1\.to_q"),
         ({"layers": {"nvfp4": ["proj_out"]}}, r"the folder has no stored weight of proj_out"),
+        ({"layers": None}, r"config\.json names no stored linears"),
         ({"shape": 3}, "no setting 'shape'"),
     ],
 )
