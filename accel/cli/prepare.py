@@ -36,7 +36,7 @@ def number_format(request: Request, device: str) -> str | None:
 
 def load(request: Request, device: str, dtype: str | None) -> Any:
     """The pipeline, on its device or offloaded, with its LoRAs."""
-    from accel.pipelines.loading import load_pipeline
+    from accel.integrations.loading import load_pipeline
 
     resident = device if request.cpu_offload is None else None
     pipe = load_pipeline(request.model, size=request.size, torch_dtype=dtype, device=resident)

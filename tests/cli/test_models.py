@@ -11,6 +11,7 @@ from peft import get_peft_model_state_dict
 from PIL import Image
 from torch import nn
 
+from accel import load_pipeline
 from accel.config import AccelConfig
 from tests.cli.conftest import Accel, listing, sha256, side_file
 from tests.tiny_pipelines import TINY, add_lora
@@ -69,6 +70,15 @@ def test_the_config_beside_a_model_is_used(make: Accel, saved: Saved, tmp_path: 
     AccelConfig.from_dict({"cache": [{"method": "delta", "interval": 4}]}).save_pretrained(copy)
     result = make("generate", "-m", "copy", *FLUX, "-o", "a.png")
     assert "accel_config.json: cache delta (interval=4" in result.out
+
+
+def test_stored_weights(make: Accel, saved: Saved, tmp_path: Path) -> None:
+    load_pipeline(saved("flux"), quantize="nvfp4-weight").save_pretrained(tmp_path / "stored")
+    data = make(
+        *("generate", "-m", "stored", *FLUX, "--quantize", "nvfp4-weight", "-o", "a.png", "--format", "json")
+    ).json
+    report = data["summary"]["runs"][0]["methods"]["nvfp4-weight"]
+    assert report["calls"]["plain"] > 0 and report["weight_bytes"] < report["weight_bytes_before"]
 
 
 def test_lora(make: Accel, accel: Accel, saved: Saved, lora: Path, tmp_path: Path) -> None:
