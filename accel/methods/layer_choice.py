@@ -48,7 +48,6 @@ def matches(path: str, entry: str) -> bool:
 
 
 def choose_layers(
-    method: str,
     denoiser: Denoiser,
     *,
     left: Sequence[str],
@@ -59,9 +58,6 @@ def choose_layers(
     """The linears to take, and the number of others by the reason for leaving them.
 
     `left` and `modulation` are patterns of paths (see `matches`); what `taken` matches is taken whatever they say.
-
-    Raises:
-        AccelError: a linear is held in a way that quantization would break or be broken by.
     """
     blocks = [(f"{site.path}.", site.index) for site in (*denoiser.blocks, *denoiser.beside)]
     layers: list[Layer] = []
@@ -78,7 +74,6 @@ def choose_layers(
         elif module.in_features % GROUP or module.in_features > MOST_CHANNELS:
             others[f"channels are no multiple of {GROUP}, or more than {MOST_CHANNELS}"] += 1
         else:
-            _check(method, f"{denoiser.name}.{path}", module)
             block = next((index for prefix, index in blocks if path.startswith(prefix)), None)
             layers.append(Layer(denoiser.name, len(layers), path, module, block, modulates))
     return layers, others
@@ -116,7 +111,9 @@ def _some(entry: str, paths: set[str]) -> list[str]:
     return sorted(path for path in paths if last in path)[:3] or sorted(paths)[:3]
 
 
-def _check(method: str, name: str, module: nn.Linear) -> None:
+def check_held(method: str, layer: Layer) -> None:
+    """Raises `AccelError` where a linear is held in a way that quantization would break or be broken by."""
+    module, name = layer.module, layer.name
     weight = module.weight
     if weight.is_meta:
         raise AccelError(f"{method}: the weight of {name} is offloaded: call accel.enable first and offload then")

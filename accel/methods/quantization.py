@@ -21,7 +21,7 @@ from accel.errors import AccelError, AccelWarning
 from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, emulation
 from accel.kernels.rotation import BLOCK
 from accel.methods.base import Context, Keyword, Method, MethodConfig
-from accel.methods.layer_choice import Layer, check_names, choose_layers
+from accel.methods.layer_choice import Layer, check_held, check_names, choose_layers
 from accel.methods.needs import Slot
 from accel.methods.original_weights import WeightFile, require_same, weight_files
 from accel.methods.quantized_linear import QuantizedLinear, convert, revert, store
@@ -163,13 +163,14 @@ class Quantization(Method):
             check_names(self.name, setting, getattr(config, setting), denoisers)
         for denoiser in denoisers:
             found, left = choose_layers(
-                self.name,
                 denoiser,
                 left=(*family.modules_to_not_convert, *config.modules_to_not_convert),
                 modulation=family.modulation,
                 take_modulation=config.quantize_modulation,
                 taken=config.modules_to_convert,
             )
+            for layer in found:
+                check_held(self.name, layer)
             self.layers[denoiser.name] = found
             self.weights.left.update(left)
         if not self._all():
