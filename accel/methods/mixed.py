@@ -26,7 +26,7 @@ from accel.methods.base import Context, register
 from accel.methods.fingerprint import fingerprint
 from accel.methods.layer_choice import Layer
 from accel.methods.precision_calibration import Calibration, Measurements
-from accel.methods.precision_rule import Rule, ShareRule, ThresholdRule
+from accel.methods.precision_rule import Rule, ShareRule, ThresholdRule, later_share
 from accel.methods.quantized_report import BITS
 from accel.methods.sensitive import Sparing, SparingConfig
 from accel.pipelines.sites import BlockSite, Denoiser
@@ -199,7 +199,7 @@ class MixedPrecision(Sparing):
         if config.threshold is not None:
             return ThresholdRule(config.threshold, found.lines if found else {})
         if found is not None:
-            return ThresholdRule(found.threshold(1.0 - config.high_share), found.lines)
+            return ThresholdRule(found.threshold(1.0 - later_share(config.high_share, self._num_steps)), found.lines)
         return ShareRule(config.high_share)
 
     def _rule_in_words(self) -> str:

@@ -85,5 +85,11 @@ class ShareRule:
         return chosen
 
 
+def later_share(share: float, steps: int) -> float:
+    """The share of all steps but the first that makes a share of the whole run, where the first gets the finer format
+    in all layers."""
+    return min(1.0, max(0.0, (share * steps - 1.0) / (steps - 1.0))) if steps > 1 else share
+
+
 def _finite(number: float | None) -> bool:
     return number is not None and math.isfinite(number)
