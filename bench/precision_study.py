@@ -172,7 +172,7 @@ def _criteria(figures: dict[str, Any]) -> list[str]:
         f"## Criteria by the errors of products, {figures['steps']} steps",
         "",
         "Mean error of all products where the criterion says which are W4A8, the others being W4A4; in brackets how",
-        "far that lies on the way from W4A4 (0 %) to W4A8 (100 %), and the same with every error weighted by the change",
+        "far that lies on the way from W4A4 (0 %) to W4A8 (100 %), and the same with each error weighted by the change",
         "of its block; in square brackets the bits where they are not those of the column. Every rule but the random",
         "ones has INT8 in the first step, where it knows nothing.",
         "",
