@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,23 +19,30 @@ from accel.measure.one_run import timed_run
 from accel.measure.prompt_accuracy import score
 from accel.measure.quality import motion, psnr, ssim
 from accel.measure.rivals import mag_ratios, rival
+from accel.session import Session
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: the plain pipeline, Accel's methods, or a rival with its settings, and how many steps."""
+    """One setting: the plain pipeline, Accel's methods, or a rival with its settings, and how many steps.
+
+    `prepare` is called with the session of Accel's methods before the run, and `prepared` says what it does.
+    """
 
     steps: int
     config: AccelConfig | None = None
     rival: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    prepared: str = ""
+    prepare: Callable[[Session], None] | None = field(default=None, compare=False)
 
     def describe(self) -> list[dict[str, Any]]:
         """The setting as data: one entry for each method, none for the plain pipeline."""
         if self.rival is not None:
             return [{"rival": self.rival, **self.settings}]
         methods = () if self.config is None else self.config.methods
-        return [{"method": method.method, **method.model_dump(mode="json")} for method in methods]
+        found = [{"method": method.method, **method.model_dump(mode="json")} for method in methods]
+        return [*found, {"prepared": self.prepared}] if self.prepared else found
 
 
 class Maker:
@@ -57,6 +65,8 @@ class Maker:
             calls = stack.enter_context(count_block_calls(self._pipe))
             if row.config is not None:
                 session = stack.enter_context(accel.enable(self._pipe, row.config))
+                if row.prepare is not None:
+                    row.prepare(session)
             elif row.rival is not None:
                 other = stack.enter_context(rival(self._pipe, row.rival, **settings))
             made = timed_run(self._pipe, self._arguments(self._prompts[index], row.steps, index))

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from accel.pipelines.demo import SIZES, defaults, weights_folder
 from accel.pipelines.demo.scenes import Scene
 from accel.pipelines.loading import weights_hash
 from bench.clips import Maker, Row, Store, judged, key_of
-from bench.tables import Figure, lines_of, markdown
+from bench.tables import Figure, Line, lines_of, markdown
 
 SCENES = (
     Scene("circle", "red", "left", "black"),
@@ -72,6 +73,59 @@ def chosen(rows: Rows, words: list[str] | None) -> Rows:
     return {name: row for name, row in rows.items() if name == first or any(word in name for word in words)}
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """What one call of a benchmark works on: its options, the model, what all clips share, and where they are kept."""
+
+    name: str
+    options: argparse.Namespace
+    pipe: Any
+    prompts: list[str]
+    call: dict[str, Any]
+    settings: dict[str, Any]
+    folder: Path
+    store: Store
+
+    @property
+    def steps(self) -> list[int]:
+        """A table is made for each."""
+        return self.options.steps or [defaults(self.options.size)["num_inference_steps"]]
+
+    @classmethod
+    def open(cls, name: str, description: str | None) -> Benchmark:
+        """Reads the command line of the benchmark `bench.<name>` and loads the model."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--prompts", type=int, default=4, help=f"how many prompts, 1 to {len(SCENES)}")
+        parser.add_argument("--steps", type=int, nargs="+", help="a table for each number (the model's own)")
+        parser.add_argument("--size", default="standard", choices=SIZES)
+        parser.add_argument("--frames", type=int, help="frames of a clip (the model's own)")
+        parser.add_argument("--threads", type=int, default=1)
+        parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows whose name has one of these words")
+        parser.add_argument("--fresh", action="store_true", help="forget the clips of a benchmark that was cut short")
+        parser.add_argument("--write", action="store_true", help="write the table to bench/results")
+        options = parser.parse_args()
+        if not 1 <= options.prompts <= len(SCENES):
+            parser.error(f"--prompts: 1 to {len(SCENES)}")
+
+        torch.set_num_threads(options.threads)
+        here = machine()  # now, because the checkout may have moved on when the last clip is done
+        pipe: Any = accel.load_pipeline("demo", size=options.size)
+        pipe.set_progress_bar_config(disable=True)
+        own = defaults(options.size)
+        call = {"height": own["height"], "width": own["width"], "num_frames": options.frames or own["num_frames"]}
+        settings = {
+            "model": f"demo {options.size}",
+            "weights": weights_hash(weights_folder(options.size)),
+            "dtype": "float32",
+            "guidance": own["guidance_scale"],
+            "clip": "{height}×{width}×{num_frames}".format(**call),
+            "machine": here,
+        }
+        folder = _folder(name, settings, fresh=options.fresh)
+        prompts = [scene.caption() for scene in SCENES[: options.prompts]]
+        return cls(name, options, pipe, prompts, call, settings, folder, Store(folder))
+
+
 def main(
     name: str,
     title: str,
@@ -84,55 +138,41 @@ def main(
 
     `rows` gives the rows for a number of steps, the plain pipeline first; `notes` what else the table must say.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=4, help=f"how many prompts, 1 to {len(SCENES)}")
-    parser.add_argument("--steps", type=int, nargs="+", help="a table for each number (the model's own)")
-    parser.add_argument("--size", default="standard", choices=SIZES)
-    parser.add_argument("--frames", type=int, help="frames of a clip (the model's own)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows whose name has one of these words")
-    parser.add_argument("--fresh", action="store_true", help="forget the clips of a benchmark that was cut short")
-    parser.add_argument("--write", action="store_true", help="write the table to bench/results")
-    options = parser.parse_args()
-    if not 1 <= options.prompts <= len(SCENES):
-        parser.error(f"--prompts: 1 to {len(SCENES)}")
+    bench = Benchmark.open(name, description)
+    tabulate(bench, title, {steps: rows(bench.pipe, steps) for steps in bench.steps}, figure, notes())
 
-    torch.set_num_threads(options.threads)
-    here = machine()  # now, because the checkout may have moved on when the last clip is done
-    pipe: Any = accel.load_pipeline("demo", size=options.size)
-    pipe.set_progress_bar_config(disable=True)
-    prompts = [scene.caption() for scene in SCENES[: options.prompts]]
-    own = defaults(options.size)
-    shape = {"height": own["height"], "width": own["width"], "num_frames": options.frames or own["num_frames"]}
-    settings = {
-        "model": f"demo {options.size}",
-        "weights": weights_hash(weights_folder(options.size)),
-        "dtype": "float32",
-        "guidance": own["guidance_scale"],
-        "clip": "{height}×{width}×{num_frames}".format(**shape),
-        "machine": here,
-    }
-    store = Store(_folder(name, settings, fresh=options.fresh))
+
+def tabulate(
+    bench: Benchmark,
+    title: str,
+    rows: dict[int, Rows],
+    figure: Figure | None,
+    notes: list[str],
+    more: Callable[[dict[int, list[Line]]], tuple[list[str], dict[str, Any]]] | None = None,
+) -> None:
+    """Measures rows, prints and writes the table; `more` gives, of its lines, text and data to stand behind it."""
+    options, pipe, prompts, store = bench.options, bench.pipe, bench.prompts, bench.store
     if len(store):
         print(f"{len(store)} clips of this machine, code and model are known already", file=sys.stderr)
-    found = {steps: chosen(rows(pipe, steps), options.rows) for steps in options.steps or [own["num_inference_steps"]]}
-    pipe(prompts[0], **shape, num_inference_steps=2, output_type="latent")  # warm-up
-    clips = measure(found, Maker(pipe, prompts, shape, CALIBRATION.caption()), prompts, store)
+    found = {steps: chosen(each, options.rows) for steps, each in rows.items()}
+    pipe(prompts[0], **bench.call, num_inference_steps=2, output_type="latent")  # warm-up
+    clips = measure(found, Maker(pipe, prompts, bench.call, CALIBRATION.caption()), prompts, store)
     settings = {
-        "command": f"python -m bench.{name} {shlex.join(_kept(sys.argv[1:]))}".strip(),
-        **settings,
+        "command": f"python -m bench.{bench.name} {shlex.join(_kept(sys.argv[1:]))}".strip(),
+        **bench.settings,
         "repeats": f"one clip per prompt and row, {len(prompts)} prompts, rows interleaved, warm-up of 2 steps",
         "prompts": prompts,
     }
-    lines = {steps: lines_of(rows, clips[steps], figure) for steps, rows in found.items()}
-    text = markdown(title, settings, lines, figure, notes())
+    lines = {steps: lines_of(each, clips[steps], figure) for steps, each in found.items()}
+    behind, data = more(lines) if more is not None else ([], {})
+    text = markdown(title, settings, lines, figure, notes) + "".join(f"{line}\n" for line in behind)
     print(text)
     if options.write:
         folder = ROOT / "bench" / "results" / "cpu"
         folder.mkdir(parents=True, exist_ok=True)
-        stem = name if options.size == "standard" else f"{name}_{options.size}"
+        stem = bench.name if options.size == "standard" else f"{bench.name}_{options.size}"
         (folder / f"{stem}.md").write_text(text)
-        everything = {**settings, "rows": [line for group in lines.values() for line in group]}
+        everything = {**settings, "rows": [line for group in lines.values() for line in group], **data}
         (folder / f"{stem}.json").write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
 
 

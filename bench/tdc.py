@@ -69,11 +69,11 @@ _UNSAID = ("disable_cache_before_step", "taylor_factors_dtype")
 def rows(pipe: Any, steps: int) -> dict[str, Row]:
     """The plain pipeline, Accel's caches, fewer steps, and the rivals that are installed."""
     found = {f"plain, {steps} steps": Row(steps)}
-    for threshold in _at(THRESHOLDS, steps):
+    for threshold in nearest(THRESHOLDS, steps):
         found[f"tdc, threshold {threshold:g}"] = _tdc(steps, threshold=threshold)
-    for threshold in _at(PUBLISHED_THRESHOLDS, steps):
+    for threshold in nearest(PUBLISHED_THRESHOLDS, steps):
         found[f"tdc as published, threshold {threshold:g}"] = _tdc(steps, **PUBLISHED, threshold=threshold)
-    for threshold in _at(PISA_THRESHOLDS, steps):
+    for threshold in nearest(PISA_THRESHOLDS, steps):
         config = AccelConfig.from_dict({"attention": PISA, "cache": {"method": "tdc", "threshold": threshold}})
         found[f"tdc + pisa, threshold {threshold:g}"] = Row(steps, config)
     found["delta, balanced"] = Row(steps, preset("balanced"))
@@ -82,7 +82,7 @@ def rows(pipe: Any, steps: int) -> dict[str, Row]:
         found[f"plain, {fewer} steps"] = Row(fewer)
     for name in RIVALS:
         if missing(name) is None:
-            for settings in _at(OTHERS[name], steps):
+            for settings in nearest(OTHERS[name], steps):
                 found[f"{name}, {_words(settings)}"] = Row(steps, rival=name, settings=settings)
     return found
 
@@ -97,7 +97,7 @@ def notes() -> list[str]:
     return ["", told, *(f"{name} is left out: {reason}." for name in RIVALS if (reason := missing(name)) is not None)]
 
 
-def _at(settings: dict[int, Any], steps: int) -> Any:
+def nearest(settings: dict[int, Any], steps: int) -> Any:
     """Those for the nearest number of steps."""
     return settings[min(settings, key=lambda known: abs(known - steps))]
 

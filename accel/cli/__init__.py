@@ -13,6 +13,7 @@ import typer
 
 import accel
 from accel.cli import exits
+from accel.cli.calibrate import calibrate
 from accel.cli.environment import env
 from accel.cli.generate import generate
 from accel.cli.inventory import list_everything
@@ -30,6 +31,7 @@ app = typer.Typer(
     },
 )
 app.command("generate")(generate)
+app.command("calibrate")(calibrate)
 app.command("list")(list_everything)
 app.command("env")(env)
 

@@ -38,10 +38,10 @@ def run_once(pipe: Any, request: Request, config: AccelConfig) -> Done:
     """
     arguments = call_arguments(pipe, request)
     if not config.methods:
-        done = _call(pipe, request, arguments)
+        done = call_once(pipe, request, arguments)
         return Done(frames_of(done.output), done.seconds, done.loop_seconds, None)
     with accel.enable(pipe, config) as session:
-        done = _call(pipe, request, arguments)
+        done = call_once(pipe, request, arguments)
     return Done(frames_of(done.output), done.seconds, done.loop_seconds, session.summary())
 
 
@@ -53,13 +53,14 @@ def warm_up(pipe: Any, request: Request, config: AccelConfig, steps: int) -> Non
         # In so few steps a method may find nothing to do, and says so.
         warnings.simplefilter("ignore", AccelWarning)
         if not config.methods:
-            _call(pipe, request, arguments)
+            call_once(pipe, request, arguments)
             return
         with accel.enable(pipe, config):
-            _call(pipe, request, arguments)
+            call_once(pipe, request, arguments)
 
 
-def _call(pipe: Any, request: Request, arguments: dict[str, Any]) -> TimedRun:
+def call_once(pipe: Any, request: Request, arguments: dict[str, Any]) -> TimedRun:
+    """Calls the pipeline; raises `AccelError` for what it refuses before the first step, else `RunFailed`."""
     began = False
 
     def on_loop() -> None:

@@ -51,10 +51,7 @@ class Calibration:
         place = _place(moment, layer)
         if place not in self.cosine:
             return None
-        pairs = zip(self.cosine[place], self.drift[place], strict=True)
-        bounds = self.conditions
-        # Written so that a NaN means anew.
-        return [not (cosine >= bounds.similarity and drift <= bounds.lse_drift) for cosine, drift in pairs]
+        return self._anew(place)
 
     def due(self, moment: Moment) -> bool:
         """Whether any head of any layer is to be computed anew at this step."""
@@ -70,11 +67,25 @@ class Calibration:
                 what = "other weights" if name == "fingerprint" else f"{name}={measured}, not {value}"
                 raise AccelError(f"flashblock: the calibration was made for {what}: calibrate again")
 
+    def describe(self) -> str:
+        """What was found, in one line."""
+        anew = [head for place in self.cosine for head in self._anew(place)]
+        return (
+            f"{sum(anew) / len(anew):.1%} of the heads are to be computed anew where something is kept, "
+            f"in runs of {self.conditions.num_steps} steps"
+        )
+
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
         path = Path(path)
         path.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n")
         return path
+
+    def _anew(self, place: str) -> list[bool]:
+        bounds = self.conditions
+        pairs = zip(self.cosine[place], self.drift[place], strict=True)
+        # Written so that a NaN means anew.
+        return [not (cosine >= bounds.similarity and drift <= bounds.lse_drift) for cosine, drift in pairs]
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

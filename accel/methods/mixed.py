@@ -26,7 +26,7 @@ from accel.methods.base import Context, register
 from accel.methods.fingerprint import fingerprint
 from accel.methods.layer_choice import Layer
 from accel.methods.precision_calibration import Calibration, Measurements
-from accel.methods.precision_rule import Rule, ShareRule, ThresholdRule
+from accel.methods.precision_rule import Rule, ShareRule, ThresholdRule, later_share
 from accel.methods.quantized_report import BITS
 from accel.methods.sensitive import Sparing, SparingConfig
 from accel.pipelines.sites import BlockSite, Denoiser
@@ -119,6 +119,7 @@ class MixedPrecision(Sparing):
         self._low, self._high = _ACTIVATIONS[config.low], _ACTIVATIONS[config.high]
         self._calibration: Calibration | None = None
         self._measuring: Measurements | None = None
+        self._make_rule = self._rule_of_settings
         self.fingerprint = ""
         # The layers that get a format for each call.
         self._by_block: dict[tuple[str, int], list[Layer]] = {}
@@ -138,6 +139,11 @@ class MixedPrecision(Sparing):
             raise AccelError(f"{self.name}: a calibration is made without another, and without threshold")
         self._measuring = Measurements(self._low)
         return self._measuring
+
+    def decide_by(self, make_rule: Callable[[], Rule]) -> None:
+        """From now on decides by the rules that `make_rule` gives, one for each run, chunk and transformer, and not by
+        the settings: to compare criteria."""
+        self._make_rule = make_rule
 
     def install(self) -> list[Callable[[], None]]:
         _check(self.config)
@@ -188,16 +194,18 @@ class MixedPrecision(Sparing):
         """Whether its format may change from call to call; outside of the blocks nothing tells."""
         return layer.block is not None and not (layer.modulation or self.spared(layer))
 
-    def _make_rule(self) -> Rule:
+    def _rule_of_settings(self) -> Rule:
         config, found = self.config, self._calibration
         if config.threshold is not None:
             return ThresholdRule(config.threshold, found.lines if found else {})
         if found is not None:
-            return ThresholdRule(found.threshold(1.0 - config.high_share), found.lines)
+            return ThresholdRule(found.threshold(1.0 - later_share(config.high_share, self._num_steps)), found.lines)
         return ShareRule(config.high_share)
 
     def _rule_in_words(self) -> str:
         config = self.config
+        if self._make_rule != self._rule_of_settings:
+            return "formats chosen by a rule that was put in"
         if self._calibration is not None:
             return "formats chosen by errors as calibrated"
         if config.threshold is not None:

@@ -62,6 +62,14 @@ class Calibration:
             if measured != here:
                 raise AccelError(f"mixed: the calibration was made for {what}: calibrate again")
 
+    def describe(self) -> str:
+        """What was found, in one line."""
+        follows = sum(share >= _LEAST_EXPLAINED for share in self.explained.values())
+        return (
+            f"the errors of {follows} of {len(self.lines)} layers follow the changes of their blocks; "
+            "the others are given the means of theirs"
+        )
+
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
         path = Path(path)

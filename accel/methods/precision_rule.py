@@ -8,7 +8,7 @@ takes mean magnitudes; here they are root mean squares, which the same pass give
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,6 +47,10 @@ class ThresholdRule:
         return alpha * change + beta
 
 
+def _by_error(error: float, change: float) -> float:
+    return error
+
+
 @dataclass
 class ShareRule:
     """The finer format for a share of the layers, those whose error was largest at the first step, without calibration.
@@ -54,10 +58,12 @@ class ShareRule:
     The share is that of a whole run: what the first step takes, where nothing is known, is spared on all later ones.
     Layers whose error is not known, and those of blocks whose change is not, always get the finer one. Chosen by us:
     on the built-in model errors differ between layers and hardly from step to step, and the blocks that change most
-    are not those with the largest errors.
+    are not those with the largest errors. `score` puts something else in the place of the error: a number of that error
+    and of the change of the layer's block at the step before.
     """
 
     share: float
+    score: Callable[[float, float], float] = _by_error
     _used: int = 0
     _seen: int = 0
 
@@ -66,15 +72,24 @@ class ShareRule:
     ) -> set[int]:
         wanted = self.share * (self._seen + steps_left * len(layers)) - self._used
         number = min(len(layers), max(0, math.floor(wanted / steps_left + 0.5)))
-        known = [layer.index for layer in layers if _known(layer, changes, errors)]
-        chosen = {layer.index for layer in layers} - set(known)
-        known.sort(key=lambda index: (-errors[index], index))
+        scores = {
+            layer.index: self.score(errors[layer.index], changes[layer.block])
+            for layer in layers
+            if layer.block is not None and _finite(changes.get(layer.block)) and _finite(errors.get(layer.index))
+        }
+        chosen = {layer.index for layer in layers} - set(scores)
+        known = sorted(scores, key=lambda index: (-scores[index], index))
         chosen.update(known[: max(0, number - len(chosen))])
         self._used += len(chosen)
         self._seen += len(layers)
         return chosen
 
 
-def _known(layer: Layer, changes: Mapping[int, float], errors: Mapping[int, float]) -> bool:
-    change = math.nan if layer.block is None else changes.get(layer.block, math.nan)
-    return math.isfinite(change) and math.isfinite(errors.get(layer.index, math.nan))
+def later_share(share: float, steps: int) -> float:
+    """The share of all steps but the first that makes a share of the whole run, where the first gets the finer format
+    in all layers."""
+    return min(1.0, max(0.0, (share * steps - 1.0) / (steps - 1.0))) if steps > 1 else share
+
+
+def _finite(number: float | None) -> bool:
+    return number is not None and math.isfinite(number)

@@ -1,0 +1,123 @@
+"""Number formats on the built-in model: errors of products, what foretells them, and clips of every format.
+
+python -m bench.quantization [--prompts 8] [--size standard] [--steps 24] [--rows mixed] [--write]
+
+First plain runs in which every product is computed in every format beside it: errors by layer and step, how well what
+mixed precision knows foretells them, and which criterion chooses best. Then clips: each format alone and beside TDC and
+PISA, and mixed precision by every criterion. NVFP4 activations are emulated on a CPU, so that their seconds say nothing
+of a device that has them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from functools import partial
+from typing import Any
+
+from accel.config import AccelConfig
+from accel.errors import AccelWarning
+from accel.methods.mixed import MixedPrecision
+from accel.session import Session
+from bench.clips import Row
+from bench.comparison import Benchmark, Rows, tabulate
+from bench.precision_choices import BEST, OWN, SEEDS, RandomRule, RuleMaker, TableRule, criteria, random_name
+from bench.precision_study import BITS, Study, markdown, share_of
+from bench.tables import Figure, Line
+from bench.tdc import PISA, PISA_THRESHOLDS, THRESHOLDS, nearest
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "int8": {"method": "int8"},
+    "nvfp4 (emulated)": {"method": "nvfp4"},
+    **{f"mixed, {bits} bits": {"method": "mixed", "target_bits": float(bits)} for bits in BITS},
+}
+
+
+def rows(study: Study) -> Rows:
+    """The plain pipeline, the formats, alone and in company, and mixed precision by every criterion."""
+    steps = study.steps
+    tdc = {"method": "tdc", "threshold": nearest(THRESHOLDS, steps)[1]}
+    company: dict[str, dict[str, Any]] = {
+        "": {},
+        " + tdc": {"cache": tdc},
+        " + pisa": {"attention": PISA},
+    }
+    found = {"float32": Row(steps)}
+    for beside, methods in company.items():
+        if methods:
+            found[f"float32{beside}"] = Row(steps, AccelConfig.from_dict(methods))
+        for name, settings in FORMATS.items():
+            found[f"{name}{beside}"] = Row(steps, AccelConfig.from_dict({**methods, "quantize": settings}))
+    both = {"cache": {"method": "tdc", "threshold": nearest(PISA_THRESHOLDS, steps)[0]}, "attention": PISA}
+    found["float32 + tdc + pisa"] = Row(steps, AccelConfig.from_dict(both))
+    found["mixed, 6 bits + tdc + pisa"] = Row(steps, AccelConfig.from_dict({**both, "quantize": {"method": "mixed"}}))
+    found["W4A4 of mixed"] = _by("no INT8", 4, partial(RandomRule, 0.0), steps)
+    found["W4A8 of mixed"] = _by("INT8 everywhere", 8, partial(RandomRule, 1.0), steps)
+    for bits in BITS:
+        rules = criteria(share_of(bits), steps, study.calibration)
+        # That is the row of mixed precision itself.
+        del rules[OWN]
+        rules[f"{BEST} of products, known from these {len(study.found)} runs"] = partial(
+            TableRule, study.best_table(bits)
+        )
+        for name, rule in rules.items():
+            found[f"mixed, {bits} bits by {name}"] = _by(name, bits, rule, steps)
+    return found
+
+
+def _by(name: str, bits: int, rule: RuleMaker, steps: int) -> Row:
+    config = AccelConfig.from_dict({"quantize": {"method": "mixed", "target_bits": float(bits)}})
+    return Row(steps, config, prepared=f"chosen by {name}", prepare=partial(_decide_by, rule))
+
+
+def _decide_by(rule: RuleMaker, session: Session) -> None:
+    (method,) = (method for method in session.methods if isinstance(method, MixedPrecision))
+    method.decide_by(rule)
+
+
+def verdicts(lines: list[Line]) -> list[str]:
+    """Of each average, whether mixed precision's clips are nearer to the plain ones than those of random choices."""
+    decibels = {line["setting"]: statistics.mean(line["psnr_db"]) for line in lines[1:]}
+    found = []
+    for bits in BITS:
+        names = [f"mixed, {bits} bits by {random_name(seed)}" for seed in SEEDS]
+        ours = decibels.get(f"mixed, {bits} bits")
+        if ours is None or any(name not in decibels for name in names):
+            continue
+        random = [decibels[name] for name in names]
+        word = "nearer than" if ours > max(random) else "not nearer than"
+        listed = ", ".join(f"{one:.2f}" for one in random)
+        found.append(f"- {bits} bits: {ours:.2f} dB, {word} all random choices of as many pairs ({listed} dB)")
+    ends = [f"{name} {decibels[name]:.2f} dB" for name in ("W4A4 of mixed", "W4A8 of mixed") if name in decibels]
+    return ["", f"Mixed precision against random choices, mean PSNR ({', '.join(ends)}):", "", *found] if found else []
+
+
+def main() -> None:
+    bench = Benchmark.open("quantization", __doc__)
+    warnings.simplefilter("ignore", AccelWarning)  # that NVFP4 is emulated stands in the table
+    studies = {steps: Study.of(bench, steps) for steps in bench.steps}
+
+    def more(lines: dict[int, list[Line]]) -> tuple[list[str], dict[str, Any]]:
+        figures = [study.to_dict() for study in studies.values()]
+        text = [line for each in lines.values() for line in verdicts(each)]
+        for one in figures:
+            text += ["", *markdown(one)]
+        return text, {"products": figures}
+
+    told = (
+        "NVFP4 activations are emulated here: rounded, decoded and multiplied in float32, so that seconds of the rows "
+        "with them say nothing of a GPU that has them. Bits are the mean of the activations in computed calls. "
+        "`nvfp4` is not rotated, `mixed` is: the rows W4A4 and W4A8 are those of mixed precision's own weights."
+    )
+    tabulate(
+        bench,
+        "Number formats on the built-in model",
+        {steps: rows(study) for steps, study in studies.items()},
+        Figure("average_bits", "average_bits", "bits", "{:.2f}"),
+        ["", told],
+        more,
+    )
+
+
+if __name__ == "__main__":
+    main()
