@@ -1,4 +1,4 @@
-"""The table of the README says of every two methods what the rules say."""
+"""The table in docs/together.md says of every two methods what the rules say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from accel.methods.base import registered
 from accel.methods.rules import pairs
 from accel.pipelines.families import families
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "together.md"
 
 
 def table() -> str:
@@ -26,5 +26,5 @@ def table() -> str:
     return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
 
 
-def test_the_readme_has_the_table() -> None:
-    assert table() in README.read_text(encoding="utf-8"), f"put this into the README:\n{table()}"
+def test_the_page_has_the_table() -> None:
+    assert table() in PAGE.read_text(encoding="utf-8"), f"put this into docs/together.md:\n{table()}"

@@ -54,7 +54,7 @@ def test_what_wan_14b_at_720p_holds() -> None:
     lists = torch.empty(1, heads, blocks, kept_number(0.2, blocks) * 3 // 2, dtype=torch.int32, device="meta")
     found = Found.by(call, torch.empty(1, heads, tokens, device="meta"), (lists, lists[..., 0]), 0)
     assert found.bits.nbytes == heads * blocks * -(-blocks // 8) < lists.nbytes / 9
-    # README says 1.5 GB, and 0.6 GB after the last search.
+    # docs/sparse_attention.md says 1.5 GB, and 0.6 GB after the last search.
     assert 40 * 2 * found.nbytes == pytest.approx(1.53e9, rel=0.005)
     after = Found.by(call, None, (lists, lists[..., 0]), 30)
     assert 40 * 2 * after.nbytes == pytest.approx(0.56e9, rel=0.005)
