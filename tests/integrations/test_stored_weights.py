@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.quantizers import auto
+from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 
 import accel
@@ -42,6 +43,8 @@ def edited(folder: Path, to: Path, **changes: Any) -> Path:
 def test_each_weight_is_what_the_kernels_make_of_it(
     original: Path, weights: Any, rotate: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # The command line, which other tests call in this process, turns bars off.
+    logging.enable_progress_bar()
     pipe = load(original, config(weights=weights, rotate=rotate))
     assert f"Storing weights in {weights.upper()}: 100%" in capfd.readouterr().err
     before = load(original).transformer
