@@ -193,7 +193,9 @@ def _check_needs(name: str, needs: Needs, place: Place) -> None:
 
 def _without(suits: Callable[[Needs], bool]) -> str:
     """What does without, for the end of a refusal."""
-    found = [e.config for _, e in sorted(registered().items()) if suits(e.method.needs)]
+    # A number format stands in for no other method.
+    entries = (entry for _, entry in sorted(registered().items()) if entry.method.slot != "linears")
+    found = [entry.config for entry in entries if suits(entry.method.needs)]
     words = tuple(f"{config.keyword}={config.method!r}" for config in found)
     return f"; {either(words)} does without" if words else ""
 
