@@ -1,11 +1,12 @@
 # make demo   sets up .venv and generates a video with the model that ships in the package
-# make test   sets up .venv and runs every check: ruff, mypy, pytest
+# make test   sets up .venv and runs every check: ruff, mypy, pytest in two processes (JOBS=4 for four)
 # make lint   the checks without the tests
 # make clean  removes .venv and everything that was built or cached
 # PYTHON=/path/to/python picks the interpreter that makes .venv (3.11 or newer).
 
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PINS := $(VENV)/constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -17,7 +18,7 @@ demo: $(VENV)/.demo
 		--preset balanced -o demo.mp4 --overwrite
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -4,6 +4,9 @@ Triton decides when a kernel is decorated whether it will be compiled or interpr
 both. One such process runs all the marked tests that a pytest run has selected, and each appears in that run
 under its own name, with its own traceback. A marked test that the process did not run fails. With
 TRITON_INTERPRET=1 already set, the marked tests run in place.
+
+Under pytest-xdist (`-n 2 --dist loadgroup`) the marked tests are one group, so that there is one such process; the
+tests of each file are another, because they share fixtures that are dear to make.
 """
 
 import json
@@ -12,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,8 +44,14 @@ class _Parent:
         self._summary = ""
         self._output = ""
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(tryfirst=True, wrapper=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+        # Groups before xdist looks at them.
+        if config.pluginmanager.hasplugin("xdist"):
+            for item in items:
+                group = MARK if _is_marked(item) else item.nodeid.partition("::")[0]
+                item.add_marker(pytest.mark.xdist_group(group))
+        yield
         # Last, so that the fixtures of the tests before them are torn down by the end of the session.
         items.sort(key=_is_marked)
 
@@ -49,13 +60,21 @@ class _Parent:
         if not _is_marked(item):
             return None
         if self._reports is None:
-            marked = [other.nodeid for other in item.session.items if _is_marked(other)]
+            marked = [_nodeid(other) for other in item.session.items if _is_marked(other)]
             self._reports = self._run(marked, item.config)
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports.get(item.nodeid) or [self._did_not_run(item)]:
+        for report in self._reports.get(_nodeid(item)) or [self._did_not_run(item)]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput[MARK] = self._summary
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self._summary = self._summary or getattr(node, "workeroutput", {}).get(MARK, "")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._summary:
@@ -108,6 +127,11 @@ class _Child:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         with self._reports.open("a", encoding="utf-8") as file:
             file.write(json.dumps(data) + "\n")
+
+
+def _nodeid(item: pytest.Item) -> str:
+    """The test's own name, without the group that a worker of xdist writes behind it."""
+    return item.nodeid.removesuffix(f"@{MARK}")
 
 
 def _is_marked(item: pytest.Item) -> bool:
