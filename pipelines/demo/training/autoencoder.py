@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from accel.measure.quality import psnr
 from accel.pipelines.demo.held_out import held_out, training_scene
 from accel.pipelines.demo.render import render
-from accel.pipelines.demo.training.loop import Average, Workers, learning_rate, run_steps, save_checkpoint
+from accel.pipelines.demo.training.loop import Trainer, Workers, run_steps
 from accel.pipelines.demo.training.muon import Muon
 
 PATCH = 4
@@ -147,18 +147,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     vae = build(options.channels)
     nn.Module.to(vae, workers.device)
-    parameters = list(vae.parameters())
-    steppers = optimizers(vae)
-    full_rates = [optimizer.param_groups[0]["lr"] for optimizer in steppers]
-    average = Average(parameters, decay=0.995)
-    path, first = options.work / "autoencoder.pt", 0
-    if path.exists():
-        state = torch.load(path, map_location=workers.device, weights_only=True)
-        vae.load_state_dict(state["model"])
-        for optimizer, saved in zip(steppers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        average.values = state["average"]
-        first = state["step"]
+    trainer = Trainer(vae, optimizers(vae), 0.995, options.work / "autoencoder.pt", workers)
 
     def step(number: int) -> dict[str, float]:
         rng, generator = workers.randomness(options.seed, number)
@@ -166,28 +155,14 @@ def main() -> None:
         clips = training_clips(rng, generator, number, options.batch)
         with torch.autocast(workers.device.type, torch.bfloat16):
             total, figures = loss(vae, clips)
-        total.backward()
-        workers.average(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, rate in zip(steppers, full_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * learning_rate(number, options.steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        average.update(number)
+        trainer.update(total, number, options.steps)
         return figures
 
-    def save(done: int) -> None:
-        state = {
-            "step": done,
-            "model": vae.state_dict(),
-            "average": average.values,
-            "optimizers": [optimizer.state_dict() for optimizer in steppers],
-        }
-        save_checkpoint(path, state)
-
-    finished = run_steps(workers, first=first, steps=options.steps, minutes=options.minutes, step=step, save=save)
+    finished = run_steps(
+        workers, first=trainer.first, steps=options.steps, minutes=options.minutes, step=step, save=trainer.save
+    )
     if workers.rank == 0:
-        average.swap()
+        trainer.average.swap()
         vae.eval()
         set_latent_statistics(vae)
         for frames in (9, 65):

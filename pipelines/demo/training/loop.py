@@ -51,6 +51,11 @@ class Workers:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def wait(self) -> None:
+        """Returns when all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
     def agree(self, stop: bool) -> bool:
         """Whether any of the processes wants to stop: they must leave the loop at the same step."""
         if self.world == 1:
@@ -93,12 +98,49 @@ class Average:
             value.copy_(kept)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Written beside and moved, so that a cut never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    torch.save(state, beside)
-    os.replace(beside, path)
+class Trainer:
+    """A model with its optimizers, its averaged weights and its checkpoint, from which it goes on if there is one."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: list[torch.optim.Optimizer], decay: float, path: Path, workers: Workers
+    ) -> None:
+        self.model, self.path, self.workers = model, path, workers
+        self.parameters = list(model.parameters())
+        self.average = Average(self.parameters, decay)
+        self.first = 0
+        self._optimizers = optimizers
+        self._full_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        if path.exists():
+            state = torch.load(path, map_location=workers.device, weights_only=True)
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.average.values = state["average"]
+            self.first = state["step"]
+
+    def update(self, loss: Tensor, number: int, steps: int) -> None:
+        """Makes step `number` of `steps` from this process's loss."""
+        loss.backward()
+        self.workers.average(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer, rate in zip(self._optimizers, self._full_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * learning_rate(number, steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update(number)
+
+    def save(self, done: int) -> None:
+        """Written beside and moved, so that a cut never leaves half a file."""
+        state: dict[str, Any] = {
+            "step": done,
+            "model": self.model.state_dict(),
+            "average": self.average.values,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".part")
+        torch.save(state, beside)
+        os.replace(beside, self.path)
 
 
 class Cut:

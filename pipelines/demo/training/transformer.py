@@ -9,7 +9,6 @@ large numbers.
 import argparse
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -18,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from accel.pipelines.demo.scenes import Scene
 from accel.pipelines.demo.training import attention, latents
-from accel.pipelines.demo.training.loop import Average, Workers, learning_rate, run_steps, save_checkpoint
+from accel.pipelines.demo.training.loop import Trainer, Workers, run_steps
 from accel.pipelines.demo.training.muon import Muon
 from accel.pipelines.demo.training.text import (
     CAPTION_LENGTH,
@@ -163,20 +162,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     pools = Pools(options.work / "latents", options.pools, workers.device)
     model = Trainee(pools.clips[0][0].shape[1], build_tokenizer()).to(workers.device)
-    parameters = list(model.parameters())
-    steppers = optimizers(model, options.rate)
-    full_rates = [optimizer.param_groups[0]["lr"] for optimizer in steppers]
-    path, first = options.work / f"{options.name}.pt", 0
+    path = options.work / f"{options.name}.pt"
     if options.init and not path.exists():
         load_average(model, options.work / f"{options.init}.pt", workers.device)
-    average = Average(parameters, options.average)
-    if path.exists():
-        state = torch.load(path, map_location=workers.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(steppers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        average.values = state["average"]
-        first = state["step"]
+    trainer = Trainer(model, optimizers(model, options.rate), options.average, path, workers)
     if options.compile:
         model.transformer.compile_repeated_blocks(dynamic=False)
 
@@ -189,26 +178,10 @@ def main() -> None:
         sigmas = sample_sigmas(len(scenes), shift, generator)
         noise = torch.randn(clips.shape, generator=generator, device=workers.device)
         loss = model.loss(clips, captions, lengths, sigmas, noise).mean()
-        loss.backward()
-        workers.average(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, rate in zip(steppers, full_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * learning_rate(number, options.steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        average.update(number)
+        trainer.update(loss, number, options.steps)
         return {f"loss[{pools.sizes[pool]}]": loss.item()}
 
-    def save(done: int) -> None:
-        state: dict[str, Any] = {
-            "step": done,
-            "model": model.state_dict(),
-            "average": average.values,
-            "optimizers": [optimizer.state_dict() for optimizer in steppers],
-        }
-        save_checkpoint(path, state)
-
-    run_steps(workers, first=first, steps=options.steps, minutes=options.minutes, step=step, save=save)
+    run_steps(workers, first=trainer.first, steps=options.steps, minutes=options.minutes, step=step, save=trainer.save)
 
 
 @torch.no_grad()
