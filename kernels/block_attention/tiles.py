@@ -23,12 +23,14 @@ class Tile:
         warps: warps of one program.
         stages: iterations that are in flight.
         tokens: virtual tokens of the tail that one iteration takes.
+        registers: how many a thread may have; the assembler decides where it is None.
     """
 
     columns: int
     warps: int
     stages: int
     tokens: int
+    registers: int | None = None
 
 
 # Half types, by compute capability (the largest that is not above the device's) and head.
@@ -39,11 +41,19 @@ TILES: dict[int, dict[int, Tile]] = {
     100: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=3, tokens=64)},
     120: {64: Tile(columns=64, warps=4, stages=3, tokens=64), 128: Tile(columns=64, warps=4, stages=2, tokens=64)},
 }
+# All that a thread can have. Left to itself, the assembler gives threads of the float32 kernels 128, and spills.
+_ALL = 255
 # float32, whose products no tensor core makes: nothing in flight, on every architecture. By head and rows of a block,
 # since warps do not grow with the rows of the widest: sixteen would have 128 registers for each thread, and spill.
 FLOAT32: dict[int, dict[int, Tile]] = {
-    64: {64: Tile(columns=32, warps=4, stages=1, tokens=32), 128: Tile(columns=32, warps=8, stages=1, tokens=32)},
-    128: {64: Tile(columns=64, warps=8, stages=1, tokens=32), 128: Tile(columns=32, warps=8, stages=1, tokens=32)},
+    64: {
+        64: Tile(columns=32, warps=4, stages=1, tokens=32, registers=_ALL),
+        128: Tile(columns=32, warps=8, stages=1, tokens=32, registers=_ALL),
+    },
+    128: {
+        64: Tile(columns=64, warps=8, stages=1, tokens=32, registers=_ALL),
+        128: Tile(columns=32, warps=8, stages=1, tokens=32, registers=_ALL),
+    },
 }
 
 

@@ -198,6 +198,7 @@ def _launch(
             PRECISION="ieee" if query.dtype == torch.float32 else None,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            maxnreg=tile.registers,
             enable_fp_fusion=True,
         )
     return out, lse

@@ -132,11 +132,9 @@ def block_attention(
 TENSOR_CORES = {80: r"mma\.sync", 89: r"mma\.sync", 90: r"wgmma\.mma_async", 100: r"tcgen05\.mma", 120: r"mma\.sync"}
 AHEAD = r"cp\.async\.c[ag]"
 # Bytes that attention may store and load where a thread's 255 registers are all there is, by what is attended to
-# besides the lists; the largest of Triton 3.6, 3.7 and 3.9 is 332. The loop over the lists alone needs none.
+# besides the lists, in half types; the largest of Triton 3.6, 3.7 and 3.9 is 332. The loop over the lists alone needs
+# none, and float32 none either.
 SPILLS = {"": 0, "tail": 64, "hybrid": 64, "hybrid-prior": 384}
-# The same for float32, by block size, on every architecture. Where these spill, the assembler gave threads 128 or 168
-# registers of the 255 they may have: no tile of those tried was without it for everything beside the lists.
-FLOAT32_SPILLS = {64: 96, 128: 0}
 # Compute capability, what is attended to besides the lists, head size, dtype, block size. Each pair of values is there,
 # and the widest head has everything beside its lists in bfloat16 on sm_80 to sm_100.
 ATTENTION: list[tuple[int, str, int, torch.dtype, int]] = [
@@ -179,14 +177,12 @@ def attention_cell(arch: int, beside: str, size: int, dtype: torch.dtype, block:
         # Products of float32 that are shortened.
         forbids={} if half else {"attend": (r"\.tf32",)},
         archs=(arch,),
-        spills={arch: _attention_spills(arch, beside, half, block)},
+        spills={arch: _attention_spills(arch, beside, half)},
     )
 
 
-def _attention_spills(arch: int, beside: str, half: bool, block: int) -> int:
-    if half:
-        return 0 if arch in (90, 100) else SPILLS[beside]
-    return FLOAT32_SPILLS[block]
+def _attention_spills(arch: int, beside: str, half: bool) -> int:
+    return SPILLS[beside] if half and arch not in (90, 100) else 0
 
 
 def linear(arch: int, instruction: str, *, channels: int = 5120) -> Case:
