@@ -22,7 +22,7 @@ import torch
 
 import accel
 from accel.measure.timing import machine
-from accel.pipelines.demo import SIZES, defaults, weights_folder
+from accel.pipelines.demo import SIZES, WEIGHTS, defaults
 from accel.pipelines.demo.scenes import Scene
 from accel.pipelines.loading import weights_hash
 from bench.clips import Maker, Row, Store, judged, key_of
@@ -115,7 +115,7 @@ class Benchmark:
         call = {"height": own["height"], "width": own["width"], "num_frames": options.frames or own["num_frames"]}
         settings = {
             "model": f"demo {options.size}",
-            "weights": weights_hash(weights_folder(options.size)),
+            "weights": weights_hash(WEIGHTS),
             "dtype": "float32",
             "guidance": own["guidance_scale"],
             "clip": "{height}×{width}×{num_frames}".format(**call),

@@ -1,6 +1,9 @@
-"""The temporal delta cache on the built-in model, against fewer steps and against the caches of other libraries.
+"""Reuse over time on the built-in model, against fewer steps and against the caches of other libraries.
 
 python -m bench.tdc [--prompts 8] [--steps 24 50] [--size standard] [--frames 17] [--rows tdc dbcache] [--write]
+
+The temporal delta cache and the delta cache leave block calls out; FlashBlock leaves out attention within them, alone,
+beside AdaSpa and beside the temporal delta cache. Density is that of the attention calls that were computed.
 
 The plain pipeline with fewer steps makes about as many block calls as the settings beside it: what a cache has to beat.
 """
@@ -15,6 +18,7 @@ from accel.measure.rivals import RIVALS, missing
 from accel.presets import preset
 from bench.clips import Row
 from bench.comparison import main
+from bench.tables import Figure
 
 # About how many times fewer block calls the settings are chosen to make.
 COSTS = (1.6, 1.9, 2.3)
@@ -26,6 +30,8 @@ PUBLISHED_THRESHOLDS = {24: (0.08, 0.12, 0.2), 50: (0.04, 0.06, 0.1)}
 PISA = {"method": "pisa", "density": 0.5, "dense_steps": 0.25, "dense_layers": 0}
 # Attention that leaves blocks out in some steps and not in others makes their change less steady.
 PISA_THRESHOLDS = {24: (0.2, 0.4), 50: (0.1, 0.2)}
+ADASPA = {"method": "adaspa", "density": 0.25}
+FLASHBLOCK = {"method": "flashblock"}
 # Of each rival, settings that come near the last two costs.
 _TAYLOR = {"disable_cache_before_step": 3, "taylor_factors_dtype": "float32"}
 OTHERS: dict[str, dict[int, list[dict[str, Any]]]] = {
@@ -76,6 +82,11 @@ def rows(pipe: Any, steps: int) -> dict[str, Row]:
     for threshold in nearest(PISA_THRESHOLDS, steps):
         config = AccelConfig.from_dict({"attention": PISA, "cache": {"method": "tdc", "threshold": threshold}})
         found[f"tdc + pisa, threshold {threshold:g}"] = Row(steps, config)
+    found["flashblock"] = Row(steps, AccelConfig.from_dict({"cache": FLASHBLOCK}))
+    found["adaspa"] = Row(steps, AccelConfig.from_dict({"attention": ADASPA}))
+    found["adaspa + flashblock"] = Row(steps, AccelConfig.from_dict({"attention": ADASPA, "cache": FLASHBLOCK}))
+    tdc = {"method": "tdc", "threshold": nearest(THRESHOLDS, steps)[0]}
+    found["tdc + flashblock"] = Row(steps, AccelConfig.from_dict({"cache": [tdc, FLASHBLOCK]}))
     found["delta, balanced"] = Row(steps, preset("balanced"))
     for cost in COSTS:
         fewer = math.ceil(steps / cost)
@@ -111,4 +122,11 @@ def _words(settings: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main("tdc", "The temporal delta cache on the built-in model", __doc__, rows, None, notes)
+    main(
+        "tdc",
+        "Reuse over time on the built-in model",
+        __doc__,
+        rows,
+        Figure("overall_density", "overall_density", "density", "{:.3f}"),
+        notes,
+    )

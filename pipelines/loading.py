@@ -91,8 +91,8 @@ def load_pipeline(
         from accel.pipelines.demo.pipeline import CLASSES
 
         chosen = "standard" if size is None else size
-        folder = demo.weights_folder(chosen)
-        pipe = _load(CLASSES[chosen], folder, torch.float32 if dtype is None else dtype, kwargs)
+        demo.check_size(chosen)
+        pipe = _load(CLASSES[chosen], demo.WEIGHTS, torch.float32 if dtype is None else dtype, kwargs)
     elif (hub_id := _hub_id(model)) is not None:
         pipe = _load_from_hub(hub_id, dtype, kwargs)
     else:
@@ -110,7 +110,7 @@ def look_up(model: str | Path = "demo", *, configs: Collection[str] = ()) -> tup
     if model == "demo":
         from accel.pipelines.demo.pipeline import CLASSES
 
-        return CLASSES["standard"], demo.weights_folder("standard")
+        return CLASSES["standard"], demo.WEIGHTS
     hub_id = _hub_id(model)
     if hub_id is None:
         folder = Path(model).expanduser().absolute()

@@ -71,7 +71,7 @@ class Request:
         if not self.prompt.strip():
             raise AccelError('the prompt is empty; try --prompt "a red circle moving left on a black background"')
         if self.model == "demo":
-            demo.weights_folder(self.size or "standard")
+            demo.check_size(self.size or "standard")
         elif self.size is not None:
             raise AccelError(f"--size belongs to the demo, and {self.model!r} has one size only; leave it out")
         numbers = {**self.call, "seed": self.seed, "fps": self.fps}

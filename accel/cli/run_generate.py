@@ -83,10 +83,7 @@ def carry_out(request: Request, options: MethodOptions, target: Destination, for
 def _methods(request: Request, options: MethodOptions) -> tuple[AccelConfig, str]:
     if request.recorded is not None:
         return AccelConfig.from_dict(request.recorded["acceleration"]), "as recorded"
-    if request.model == "demo":
-        folder = demo.weights_folder(request.size or "standard")
-    else:
-        folder = Path(request.model).expanduser()
+    folder = demo.WEIGHTS if request.model == "demo" else Path(request.model).expanduser()
     return methods.resolve(options, folder if folder.is_dir() else None)
 
 

@@ -2,18 +2,18 @@
 
 import json
 import math
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 
 from accel.errors import AccelError
+from accel.pipelines import demo
 from accel.pipelines.demo import render as rendering
 from accel.pipelines.demo.render import render, signed_distance
 from accel.pipelines.demo.scenes import ATTRIBUTES, COLORS, MOTIONS, SHAPES, Scene, parse
 
-TOKENIZER = Path(rendering.__file__).parent / "weights" / "standard" / "tokenizer" / "tokenizer.json"
+TOKENIZER = demo.WEIGHTS / "tokenizer" / "tokenizer.json"
 
 
 def test_canonical_captions():

@@ -15,10 +15,12 @@ from huggingface_hub import constants, errors
 
 from accel.errors import AccelError
 from accel.pipelines import demo, loading
+from accel.pipelines.demo.pipeline import CLASSES
 from accel.pipelines.loading import load_pipeline, look_up, source, weights_folder, weights_hash
 from tests.tiny_pipelines import TINY
 
-TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+WHOLE = "vae/diffusion_pytorch_model.safetensors"
+SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 Folder = Callable[..., Path]
@@ -29,7 +31,7 @@ def folder(tmp_path: Path) -> Folder:
     """Makes a folder of the demo's quick size, whose files can be changed without touching the demo."""
 
     def make(name: str = "model") -> Path:
-        return Path(shutil.copytree(demo.weights_folder("quick"), tmp_path / name))
+        return Path(shutil.copytree(demo.WEIGHTS, tmp_path / name))
 
     return make
 
@@ -59,11 +61,11 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_has_two_sizes() -> None:
     standard, quick = load_pipeline(), load_pipeline("demo", size="quick")
-    assert source(standard) == demo.weights_folder() and source(quick) == demo.weights_folder("quick")
+    assert source(standard) == source(quick) == demo.WEIGHTS
+    assert type(standard) is CLASSES["standard"] and type(quick) is CLASSES["quick"]
     for pipe in (standard, quick):
         assert {part.dtype for part in (pipe.text_encoder, pipe.transformer, pipe.vae)} == {torch.float32}
         assert not pipe.transformer.training and not pipe.text_encoder.training
-    assert weights_hash(source(standard)) != weights_hash(source(quick))
 
 
 @pytest.mark.parametrize("name", ["dit", "flux"])
@@ -218,11 +220,11 @@ class Intruder:
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.pt", "model-1-of-2.ckpt"])
 def test_a_pickle_is_refused_and_not_read(name: str, folder: Folder, tmp_path: Path) -> None:
     path = folder()
-    (path / TRANSFORMER).unlink()
+    (path / WHOLE).unlink()
     trace = tmp_path / "trace"
-    torch.save(Intruder(trace), path / "transformer" / name)
+    torch.save(Intruder(trace), path / "vae" / name)
     line = str(refusal(path))
-    assert f"{path / 'transformer' / name} is a pickle" in line
+    assert f"{path / 'vae' / name} is a pickle" in line
     assert "pipe.save_pretrained(new_folder, safe_serialization=True)" in line
     assert not trace.exists()
 
@@ -235,13 +237,14 @@ def test_a_pickle_beside_safetensors_is_left_alone(folder: Folder, tmp_path: Pat
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, 1_000_000])
-def test_a_truncated_file_is_named(keep: int, folder: Folder) -> None:
+@pytest.mark.parametrize("name", [WHOLE, SHARD])
+def test_a_truncated_file_is_named(name: str, keep: int, folder: Folder) -> None:
     path = folder()
-    content = (path / TRANSFORMER).read_bytes()
+    content = (path / name).read_bytes()
     assert len(content) > keep
-    (path / TRANSFORMER).write_bytes(content[:keep])
+    (path / name).write_bytes(content[:keep])
     error = refusal(path)
-    assert f"{path / TRANSFORMER} is damaged or incomplete (" in str(error)
+    assert f"{path / name} is damaged or incomplete (" in str(error)
     assert error.__cause__ is not None
 
 
@@ -253,7 +256,7 @@ def test_what_diffusers_refuses_is_one_line_with_its_cause(folder: Folder) -> No
     assert f"{path} cannot be loaded as WanPipeline: " in str(error)
     assert error.__cause__ is not None
 
-    (path / TRANSFORMER).unlink()
+    (path / WHOLE).unlink()
     assert f"{path} cannot be loaded as WanPipeline: " in str(refusal(path))
 
 
@@ -298,7 +301,7 @@ def test_a_hub_model_that_is_in_the_cache(folder: Folder, tmp_path: Path) -> Non
     assert pipe.transformer.dtype == torch.bfloat16
     assert source(pipe) == "org/name"
     assert weights_folder(pipe) == Path(cache, "models--org--name/snapshots", COMMIT)
-    assert weights_hash(weights_folder(pipe)) == weights_hash(demo.weights_folder("quick"))
+    assert weights_hash(weights_folder(pipe)) == weights_hash(demo.WEIGHTS)
     assert "takes no 'zzz'" in str(refusal("org/name", cache_dir=cache, zzz=1))
 
 
@@ -320,9 +323,9 @@ def test_a_look_at_a_hub_model_reads_no_weights(
 
 def test_a_pickle_in_the_cache_is_refused(folder: Folder, tmp_path: Path) -> None:
     path = folder()
-    (path / TRANSFORMER).rename(path / "transformer/diffusion_pytorch_model.bin")
+    (path / WHOLE).rename(path / "vae/diffusion_pytorch_model.bin")
     cache = hub_cache(path, tmp_path / "cache")
-    assert "transformer/diffusion_pytorch_model.bin is a pickle" in str(refusal("org/name", cache_dir=cache))
+    assert "vae/diffusion_pytorch_model.bin is a pickle" in str(refusal("org/name", cache_dir=cache))
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
@@ -364,14 +367,14 @@ def test_what_the_hub_answers_is_one_line(answer: Exception, line: str, monkeypa
 
 
 def test_the_hash_is_of_names_and_contents(folder: Folder) -> None:
-    linked, copied = demo.weights_folder("quick"), folder()
+    linked, copied = demo.WEIGHTS, folder()
     value = weights_hash(copied)
     assert re.fullmatch("[0-9a-f]{16}", value)
     assert weights_hash(linked) == value
 
     (copied / "notes.txt").write_text("x")
     assert weights_hash(copied) == value
-    file = copied / TRANSFORMER
+    file = copied / WHOLE
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 from accel.pipelines.demo.held_out import held_out, is_held_out, training_scene
 from accel.pipelines.demo.render import render
 from accel.pipelines.demo.scenes import ATTRIBUTES, COLORS, Scene
-from accel.pipelines.demo.training import attention, autoencoder, latents, loop, statistics, transformer
+from accel.pipelines.demo.training import attention, autoencoder, evaluate, latents, loop, statistics, transformer
 from accel.pipelines.demo.training.assemble import assemble
 from accel.pipelines.demo.training.muon import Muon, orthogonalize
 from accel.pipelines.demo.training.text import CAPTION_LENGTH, UNKNOWN, build_tokenizer, embed, training_caption
@@ -196,6 +196,13 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(work: Path, monkey
     call = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 3, "max_sequence_length": 24}
     frames = pipe("a red circle moving left", output_type="np", **call).frames[0]
     assert frames.shape == (5, 32, 32, 3) and np.isfinite(frames).all()
+
+    scenes = {number: held_out()[number] for number in (0, 5)}
+    alone = loop.Workers(0, 1, torch.device("cpu"))
+    clips = evaluate.generate(pipe, scenes, call, 2, work / "clips", alone)
+    assert [clip.shape for clip in clips] == [(5, 32, 32, 3)] * 2 and not np.array_equal(*clips)
+    known = evaluate.generate(None, scenes, call, 2, work / "clips", alone)  # type: ignore[arg-type]
+    assert all(np.array_equal(a, b) for a, b in zip(clips, known, strict=True))
 
     figures = statistics.observe(pipe, {**call, "guidance_scale": 2.0}, measure=2)
     assert set(figures) >= {"LSE, mean absolute change a step", "correlation of block change and error in FP4"}

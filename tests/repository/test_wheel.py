@@ -105,14 +105,12 @@ def test_the_wheel_holds_every_module(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_the_weights(wheel: Path) -> None:
-    # Through the links: the quick size shares the tokenizer and the VAE of the standard size.
     expected = {
         f"accel/{WEIGHTS}/{path.relative_to(ROOT / WEIGHTS).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for size in ("quick", "standard")
-        for path in (file for part in (ROOT / WEIGHTS / size).iterdir() for file in [part, *part.glob("*")])
+        for path in (ROOT / WEIGHTS).rglob("*")
         if path.is_file()
     }
-    assert sum(name.endswith(".safetensors") for name in expected) == 6
+    assert sum(name.endswith(".safetensors") for name in expected) == 4
     held = contents(wheel)
     assert {name: held.get(name) for name in expected} == expected
 

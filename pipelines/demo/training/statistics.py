@@ -213,7 +213,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    folder = options.folder or demo.weights_folder(options.size)
+    folder = options.folder or demo.WEIGHTS
     call = {name: value for name, value in demo.defaults(options.size).items() if name != "fps"}
     call |= {} if options.steps is None else {"num_inference_steps": options.steps}
     report: dict[str, Any] = {"machine": machine("cpu"), "weights": weights_hash(folder), "call": call}
