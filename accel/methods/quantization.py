@@ -26,7 +26,7 @@ from accel.methods.layer_choice import Layer, check_names, choose_layers, requir
 from accel.methods.needs import Slot
 from accel.methods.original_weights import WeightFile, require_same, weight_files
 from accel.methods.quantization_settings import QuantizationConfig as QuantizationConfig
-from accel.methods.quantized_linear import QuantizedLinear, store
+from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, QuantizedLinear, store
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.stored_linear import StoredLinear, rest, stored_layers
 from accel.methods.weight_bytes import WeightFormat
@@ -40,6 +40,8 @@ _SMALL_ON_CPU = 512
 # Of diffusers, which change weights in place or make new ones of them.
 _FUSIONS = ("fuse_lora", "unfuse_lora", "fuse_qkv_projections")
 _LARGEST_SCALE = 448.0
+# Below, E4M3 has fewer and fewer places.
+_SMALLEST_SCALE = 2.0**-6
 
 
 class Quantization(Method):
@@ -47,6 +49,8 @@ class Quantization(Method):
 
     slot: ClassVar[Slot] = "linears"
     config: QuantizationConfig
+    # What helps where NVFP4 does not hold a layer's activations.
+    remedy: ClassVar[str] = "name them in modules_to_not_convert"
 
     def __init__(self, config: QuantizationConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -56,6 +60,7 @@ class Quantization(Method):
         self._running = False
         # What the layers of a denoiser have seen after each call, on its way to the host.
         self._seen: list[tuple[str, Readback]] = []
+        self._in_nvfp4: set[str] = set()
 
     @abstractmethod
     def weight_format(self, layer: Layer) -> WeightFormat | None:
@@ -114,6 +119,7 @@ class Quantization(Method):
         for layer in self._all():
             self._module(layer).seen.zero_()
         self._seen.clear()
+        self._in_nvfp4.clear()
 
     def end_run(self) -> None:
         if not self._running:
@@ -124,7 +130,11 @@ class Quantization(Method):
         self._tell_bad_activations()
 
     def report(self, record: RunRecord) -> dict[str, Any]:
-        return report(self.name, self.weights, record)
+        return report(self.name, self.weights, record, self.activation_scales())
+
+    def activation_scales(self) -> str:
+        """What NVFP4 activations are scaled by, in words."""
+        return f"{SCALE:g}, or {ROTATED_SCALE:g} where rotated"
 
     def describe(self, record: RunRecord) -> str:
         return describe(self.report(record))
@@ -207,6 +217,8 @@ class Quantization(Method):
         if moment is not None:
             for layer, module in modules:
                 ran: list[str] = [a for a, times in zip(ACTIVATIONS, module.ran.tolist(), strict=True) if times]
+                if "nvfp4" in ran:
+                    self._in_nvfp4.add(layer.name)
                 for what in ran or ["skipped"]:
                     self.context.recorder.event(self.name, what, moment, layer.index)
             if modules:
@@ -247,9 +259,9 @@ class Quantization(Method):
         return list(texts)
 
     def _tell_bad_activations(self) -> None:
-        """Names the layers whose activations were not finite in the first call that had any, or so large that NVFP4 may
-        have cut them."""
-        cut: dict[str, None] = {}
+        """Names the layers whose activations were not finite in the first call that had any, or beyond what NVFP4 holds
+        with their scales."""
+        largest: dict[str, float] = {}
         size = len(SEEN)
         for denoiser, back in self._seen:
             values = back.tolist()
@@ -263,17 +275,15 @@ class Quantization(Method):
                 self.context.recorder.note(text)
                 warnings.warn(text, AccelWarning, stacklevel=2)
                 break
-            cut |= {
-                layer.name: None
-                for place, layer in enumerate(self.layers[denoiser])
-                if values[size * place + 1] >= _LARGEST_SCALE
-            }
+            # Each call has the largest of those before it too.
+            largest |= {layer.name: values[size * n + 1] for n, layer in enumerate(self.layers[denoiser])}
         self._seen.clear()
-        if cut:
-            self.context.recorder.note(
-                f"{self.name}: activations of {_first(list(cut))} were too large for NVFP4 here and were cut: "
-                "name them in modules_to_not_convert"
-            )
+        cut = [name for name, scale in largest.items() if scale >= _LARGEST_SCALE]
+        lost = [name for name in largest if name in self._in_nvfp4 and largest[name] < _SMALLEST_SCALE]
+        for names, what in ((cut, "too large for NVFP4 here and were cut"), (lost, "zero or too small for NVFP4 here")):
+            if names:
+                text = f"activations of {_first(names)} were {what}: {self.remedy}"
+                self.context.recorder.note(f"{self.name}: {text}")
 
 
 def _came_stored(layers: list[Layer]) -> bool:

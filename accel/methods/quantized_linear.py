@@ -23,7 +23,7 @@ from accel.methods.weight_bytes import WeightFormat
 BUFFERS = ("codes", "scales", "tensor_scale", "activation_scale")
 ATTRIBUTES = ("weight_format", "rotated", "weight_dtype", "route", "ran", "seen")
 # A power of two each: magnitudes from 0.006 to 2,688 times it are held, and a rotation makes them larger.
-_SCALE, _ROTATED_SCALE = 1.0, 4.0
+SCALE, ROTATED_SCALE = 1.0, 4.0
 
 
 def store(weight: Tensor, weight_format: WeightFormat, rotated: bool) -> tuple[Tensor, ...]:
@@ -64,10 +64,15 @@ class QuantizedLinear(nn.Linear):
             return self.codes, self.scales.view(torch.float32)
         return self.codes, self.scales.view(torch.float8_e4m3fn), self.tensor_scale.view(torch.float32)
 
-    def choose(self, activation: Activation, *, look: bool = False, measure: Activation | None = None) -> None:
-        """The format of the activations from now on, whether to look for outliers in them, and a format whose error is
-        to be measured."""
-        route = [ACTIVATIONS.index(activation), int(look), -1 if measure is None else ACTIVATIONS.index(measure)]
+    def scale_activations(self, scale: float | None) -> None:
+        """The power of two by which NVFP4 activations are scaled from now on; None is the one that is always there."""
+        wanted = scale or (ROTATED_SCALE if self.rotated else SCALE)
+        self.activation_scale.copy_(torch.tensor(wanted).view(torch.int32))
+
+    def choose(self, activation: Activation, *, look: int = 0, measure: Activation | None = None) -> None:
+        """The format of the activations from now on; whether to look for outliers in them (1), and for their largest
+        magnitude too (2); and a format whose error is to be measured."""
+        route = [ACTIVATIONS.index(activation), look, -1 if measure is None else ACTIVATIONS.index(measure)]
         if self.route.tolist() != route:
             self.route.copy_(torch.tensor(route))
 
@@ -116,12 +121,12 @@ def hold(
     assert weight is not None
     device = torch.device("cpu") if stored[0].is_meta else stored[0].device
     linear.__class__ = kind
-    scale = torch.tensor(_ROTATED_SCALE if rotated else _SCALE, device=device)
+    scale = torch.tensor(ROTATED_SCALE if rotated else SCALE, device=device)
     tensor_scale = stored[2].view(torch.int32) if len(stored) == 3 else None
     linear.register_buffer("codes", stored[0], persistent=saved)
     linear.register_buffer("scales", stored[1].view(torch.uint8 if len(stored) == 3 else torch.int32), persistent=saved)
     linear.register_buffer("tensor_scale", tensor_scale, persistent=saved)
-    # It follows from `rotated`.
+    # It follows from `rotated`, or is a calibration's.
     linear.register_buffer("activation_scale", scale.view(torch.int32), persistent=False)
     quantized.weight_format, quantized.rotated, quantized.weight_dtype = weight_format, rotated, weight.dtype
     quantized.route = torch.tensor([0, 0, -1])

@@ -44,6 +44,7 @@ def expect(linear: nn.Linear, weight_format: WeightFormat, *, rotated: bool) -> 
 def rest(linear: StoredLinear) -> None:
     """Leaves activations as they are again, and forgets what ran."""
     linear.choose("plain")
+    linear.scale_activations(None)
     linear.ran.zero_()
     linear.seen.zero_()
 
