@@ -17,7 +17,7 @@ from accel.kernels.forms import without_autocast
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
 from accel.kernels.nvfp4_linear import NATIVE, nvfp4_linear, nvfp4_weight_linear
-from accel.kernels.rotation import require_rotatable, rotate
+from accel.kernels.rotation import BLOCK, require_rotatable, rotate
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,8 +37,8 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio", "error", "largest magnitude")
 # Compute capabilities whose tensor cores lost their integers.
 _WITHOUT_INT8 = (103, 110)
-# A rotation makes numbers up to 128 times as large, which float16 might not hold.
-_ROTATED = 8.0
+# A rotation makes numbers up to 128 times as large, which float16 might not hold; powers of two are exact.
+_ROTATED = float(BLOCK)
 # Without the mantissa, what is left of a float32 is a power of two.
 _EXPONENT = 0x7F800000
 # The largest magnitude's group scale then lies between 85 and 171, of 448 that E4M3 holds. Chosen by us.
@@ -68,11 +68,12 @@ def quantized_linear(
         route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`; 1 to look for outliers, 2 for the largest
             magnitude as well, 0 for neither; and the place of a format whose error is to be measured, or -1.
         ran: int64 (formats,) on the CPU; that of the format grows by one.
-        seen: float32 (5,) on the device of x; holds the largest scales so far that activations got in INT8 and in
-            NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have been cut); where it was looked
-            for, max|x| / mean|x|; where it was measured, |y' - y| / |y| with y the product of plain activations and y'
-            that of activations in the format; and, where it was looked for, the largest magnitude so far, of rotated
-            activations where they are rotated. NVFP4 is then measured with the scale that fits this magnitude.
+        seen: float32 (5,), on the device of x so that nobody waits for it; holds the largest scales so far that
+            activations got in INT8 and in NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have
+            been cut); where it was looked for, max|x| / mean|x|; where it was measured, |y' - y| / |y| with y the
+            product of plain activations and y' that of activations in the format; and, where it was looked for, the
+            largest magnitude so far, of rotated activations where they are rotated. NVFP4 is then measured with the
+            scale that fits this magnitude.
 
     Returns:
         (..., outputs) in the dtype of x. Where activations are not finite, neither are their rows of the result; with
@@ -153,7 +154,7 @@ def multiply(
 def _raise_to(seen: Tensor, place: int, numbers: Tensor) -> None:
     if numbers.numel():
         # A maximum with a NaN is NaN, and stays so.
-        seen[place] = torch.maximum(seen[place], numbers.amax())
+        seen[place] = torch.maximum(seen[place], numbers.amax().to(seen.device))
 
 
 @torch.library.custom_op("accel::quantized_linear", mutates_args=("ran", "seen"))
@@ -182,7 +183,7 @@ def _quantized_linear(
     weight = (codes, scales) if tensor_scale is None else (codes, scales, tensor_scale)
     if measured >= 0:
         unseen = torch.zeros_like(seen)
-        scale = fitting_scale(seen[4]) if looks > 1 else activation_scale
+        scale = fitting_scale(seen[4].to(x.device)) if looks > 1 else activation_scale
         exact, rounded = (
             multiply(activation, rows, weight, None, scale, rotated, unseen).float()
             for activation in ("plain", ACTIVATIONS[measured])
