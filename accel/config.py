@@ -12,6 +12,7 @@ The form in a file is JSON or YAML::
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,38 @@ class AccelConfig(BaseModel):
         """All active configurations."""
         return tuple(c for c in (self.attention, *self.cache, self.quantize) if c is not None)
 
-    def with_overrides(self, overrides: dict[str, Any]) -> AccelConfig:
-        """A copy in which each flat keyword went to the one active method that has a field of that name."""
-        config = self
-        for name, value in overrides.items():
-            owners = [c.method for c in config.methods if name in config._settings(c)]
-            if not owners:
-                raise AccelError(_no_owner(name, config))
-            if len(owners) > 1:
-                raise AccelError(
-                    f"both {' and '.join(owners)} have a setting {name!r}: "
-                    f"write it for one of them, as in {owners[0]}.{name}={value}"
-                )
-            config = config._replaced(owners[0], {name: value})
-        return config
+    def with_overrides(self, overrides: Mapping[str, Any]) -> AccelConfig:
+        """A copy with these settings, all put in together, so that some may be possible only beside others.
+
+        A flat keyword goes to the one active method that has a field of that name; a path such as `cache.interval` or
+        `cache.delta.interval` names the method.
+        """
+        changes: dict[str, dict[str, Any]] = {}
+        for path, value in overrides.items():
+            *where, name = path.split(".")
+            method = self._at(path, where, name) if where else self._owner(name, value)
+            changes.setdefault(method, {})[name] = value
+        return self._replaced(changes)
 
     def with_setting(self, path: str, value: Any) -> AccelConfig:
-        """A copy with one setting by its path, as in `cache.interval`, `cache.delta.interval` or `interval`."""
-        *where, name = path.split(".")
-        if not where:
-            return self.with_overrides({name: value})
-        keyword, method = (where[0], where[-1]) if len(where) == 2 else (where[0], where[0])
+        """A copy with one setting, by its flat name or its path."""
+        return self.with_overrides({path: value})
+
+    def _owner(self, name: str, value: Any) -> str:
+        """The one active method that has a setting of this name."""
+        owners = [c.method for c in self.methods if name in self._settings(c)]
+        if not owners:
+            raise AccelError(_no_owner(name, self))
+        if len(owners) > 1:
+            raise AccelError(
+                f"both {' and '.join(owners)} have a setting {name!r}: "
+                f"write it for one of them, as in {owners[0]}.{name}={value}"
+            )
+        return owners[0]
+
+    def _at(self, path: str, where: list[str], name: str) -> str:
+        """The active method that a path leads to."""
+        keyword, method = where[0], where[-1]
         candidates = [
             c
             for c in self.methods
@@ -86,10 +98,10 @@ class AccelConfig(BaseModel):
         if len(candidates) != 1:
             active = ", ".join(f"{c.keyword}.{c.method}" for c in self.methods) or "none"
             raise AccelError(f"{path!r} names no single active method (active: {active})")
-        if name not in type(candidates[0]).model_fields:
-            fields = type(candidates[0]).model_fields
+        fields = type(candidates[0]).model_fields
+        if name not in fields:
             raise AccelError(f"{candidates[0].method} has no setting {name!r}{nearest(name, fields)}")
-        return self._replaced(candidates[0].method, {name: value})
+        return candidates[0].method
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back."""
@@ -136,10 +148,12 @@ class AccelConfig(BaseModel):
         beside = self.attention is not None and config is not self.attention
         return set(type(config).model_fields) - (config.alone if beside else frozenset())
 
-    def _replaced(self, method: str, fields: dict[str, Any]) -> AccelConfig:
+    def _replaced(self, changes: Mapping[str, dict[str, Any]]) -> AccelConfig:
+        """With other values for some settings, by method."""
+
         def change(config: MethodConfig) -> MethodConfig:
-            same = config.method != method
-            return config if same else type(config)(**{**config.model_dump(), **fields})
+            fields = changes.get(config.method)
+            return config if fields is None else type(config)(**{**config.model_dump(), **fields})
 
         return AccelConfig(
             version=self.version,

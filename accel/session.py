@@ -72,12 +72,14 @@ class Session:
         if self.enabled or self._final is not None:
             raise AccelError("a session is installed once: call accel.enable again for another")
         try:
-            for method in self._methods:
-                self._undo.extend(method.install())
-            for denoiser in self._facts.denoisers:
-                self._undo.append(self._hooks.add(denoiser.module, partial(self._denoise, denoiser)))
-                self._undo.append(watch_branches(denoiser.module, self._clock))
-            self._undo.append(self._watch())
+            # What is made here must bear to be changed outside of inference mode.
+            with torch.inference_mode(False):
+                for method in self._methods:
+                    self._undo.extend(method.install())
+                for denoiser in self._facts.denoisers:
+                    self._undo.append(self._hooks.add(denoiser.module, partial(self._denoise, denoiser)))
+                    self._undo.append(watch_branches(denoiser.module, self._clock))
+                self._undo.append(self._watch())
         except BaseException:
             self._take_off()
             raise
@@ -102,9 +104,11 @@ class Session:
         return summarize(self._pipe, self._facts, self.config, self._methods, self._recorder)
 
     def _take_off(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        # A step may fail, as where the file of a dropped weight is gone; the next attempt goes on with it.
+        with torch.inference_mode(False):
+            while self._undo:
+                self._undo[-1]()
+                self._undo.pop()
         self._hooks.remove()
 
     def _watch(self) -> Callable[[], None]:

@@ -17,19 +17,33 @@ from accel.kernels.forms import without_autocast
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
 from accel.kernels.nvfp4_linear import NATIVE, nvfp4_linear, nvfp4_weight_linear
-from accel.kernels.rotation import require_rotatable, rotate
+from accel.kernels.rotation import BLOCK, require_rotatable, rotate
 
-__all__ = ["ACTIVATIONS", "SEEN", "Activation", "emulation", "multiply", "quantized_linear", "stored_weight"]
+__all__ = [
+    "ACTIVATIONS",
+    "SEEN",
+    "Activation",
+    "emulation",
+    "fitting_scale",
+    "multiply",
+    "quantized_linear",
+    "stored_weight",
+]
 
 # "plain" leaves the activations as they are.
 Activation = Literal["plain", "nvfp4", "int8"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # What `seen` holds, in this order.
-SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio", "error")
+SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio", "error", "largest magnitude")
 # Compute capabilities whose tensor cores lost their integers.
 _WITHOUT_INT8 = (103, 110)
-# A rotation makes numbers up to 128 times as large, which float16 might not hold.
-_ROTATED = 8.0
+# A rotation makes numbers up to 128 times as large, which float16 might not hold; powers of two are exact.
+_ROTATED = float(BLOCK)
+# Without the mantissa, what is left of a float32 is a power of two.
+_EXPONENT = 0x7F800000
+# The largest magnitude's group scale then lies between 85 and 171, of 448 that E4M3 holds. Chosen by us.
+_BELOW_LARGEST = 2.0**-9
+_SMALLEST_SCALE = 2.0**-100
 
 
 def quantized_linear(
@@ -51,13 +65,15 @@ def quantized_linear(
         activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations.
         rotated: the weight is one that was multiplied by H / 128 of `rotation` before; activations are then multiplied
             by H.
-        route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`, whether to look for outliers, and the place
-            of a format whose error is to be measured, or -1.
+        route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`; 1 to look for outliers, 2 for the largest
+            magnitude as well, 0 for neither; and the place of a format whose error is to be measured, or -1.
         ran: int64 (formats,) on the CPU; that of the format grows by one.
-        seen: float32 (4,) on the device of x; holds the largest scales so far that activations got in INT8 and in
-            NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have been cut); where it was looked
-            for, max|x| / mean|x|; and, where it was measured, |y' - y| / |y| with y the product of plain activations
-            and y' that of activations in the format.
+        seen: float32 (5,), on the device of x so that nobody waits for it; holds the largest scales so far that
+            activations got in INT8 and in NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have
+            been cut); where it was looked for, max|x| / mean|x|; where it was measured, |y' - y| / |y| with y the
+            product of plain activations and y' that of activations in the format; and, where it was looked for, the
+            largest magnitude so far, of rotated activations where they are rotated. NVFP4 is then measured with the
+            scale that fits this magnitude.
 
     Returns:
         (..., outputs) in the dtype of x. Where activations are not finite, neither are their rows of the result; with
@@ -81,6 +97,14 @@ def stored_weight(weight: Sequence[Tensor], rotated: bool, dtype: torch.dtype) -
         numbers = (weight[0].float() * weight[1][:, None]).to(held)
     # W H / 128 times H is W.
     return rotate(numbers, dtype=dtype) if rotated else numbers
+
+
+def fitting_scale(largest: Tensor) -> Tensor:
+    """The tensor scale for NVFP4 activations up to a magnitude, a float32 above 0: the smallest power of two that
+    leaves room for 2.6 times it. Scaling by one is exact, so a smaller one only cuts sooner, and a larger one only
+    makes more of the small groups coarse. Infinite where the magnitude is not finite."""
+    power = (largest.view(torch.int32) & _EXPONENT).view(torch.float32)
+    return (power * _BELOW_LARGEST).clamp(min=_SMALLEST_SCALE)
 
 
 def emulation(activation: Activation, weight: str, device: torch.device) -> str | None:
@@ -127,10 +151,10 @@ def multiply(
     return nvfp4_linear(codes, group_scales, activation_scale, weight[0], weight[1], weight[2], bias, x.dtype)
 
 
-def _raise_to(seen: Tensor, place: int, scales: Tensor) -> None:
-    if scales.numel():
+def _raise_to(seen: Tensor, place: int, numbers: Tensor) -> None:
+    if numbers.numel():
         # A maximum with a NaN is NaN, and stays so.
-        seen[place] = torch.maximum(seen[place], scales.amax())
+        seen[place] = torch.maximum(seen[place], numbers.amax().to(seen.device))
 
 
 @torch.library.custom_op("accel::quantized_linear", mutates_args=("ran", "seen"))
@@ -154,11 +178,14 @@ def _quantized_linear(
     if looks and rows.numel():
         magnitudes = rows.abs().float()
         seen[2] = magnitudes.amax() / magnitudes.mean()
+        if looks > 1:
+            _raise_to(seen, 4, rotate(rows, dtype=torch.float32).abs() if rotated else magnitudes)
     weight = (codes, scales) if tensor_scale is None else (codes, scales, tensor_scale)
     if measured >= 0:
         unseen = torch.zeros_like(seen)
+        scale = fitting_scale(seen[4].to(x.device)) if looks > 1 else activation_scale
         exact, rounded = (
-            multiply(activation, rows, weight, None, activation_scale, rotated, unseen).float()
+            multiply(activation, rows, weight, None, scale, rotated, unseen).float()
             for activation in ("plain", ACTIVATIONS[measured])
         )
         seen[3] = (rounded - exact).norm() / exact.norm()

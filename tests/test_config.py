@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pytest
 import yaml
+from pydantic import model_validator
 
 from accel import AccelConfig, AccelError, DeltaCacheConfig
+from accel.methods.base import Keyword, MethodConfig
 from accel.presets import PRESETS, preset
 from accel.session import resolve
 
@@ -39,6 +41,33 @@ def test_nothing_on(attention: Any, cache: Any) -> None:
 def test_settings_by_path(path: str) -> None:
     config = AccelConfig(cache="delta").with_setting(path, 4)
     assert config.cache == (DeltaCacheConfig(interval=4),)
+
+
+class BetweenConfig(MethodConfig):
+    """Its settings are possible only together."""
+
+    method: ClassVar[str] = "between"
+    keyword: ClassVar[Keyword] = "quantize"
+
+    least: int = 0
+    most: int = 1
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least={self.least} is above most={self.most}")
+        return self
+
+
+@pytest.mark.parametrize("names", [("least", "most"), ("quantize.least", "between.most"), ("most", "least")])
+def test_settings_are_put_in_together(names: tuple[str, str]) -> None:
+    values = {"least": 5, "most": 6}
+    overrides = {name: values[name.rpartition(".")[2]] for name in names}
+    config = AccelConfig(cache="delta", quantize=BetweenConfig())
+    found = config.with_overrides({**overrides, "interval": 4})
+    assert found.methods == (DeltaCacheConfig(interval=4), BetweenConfig(least=5, most=6))
+    with pytest.raises(AccelError, match=r"^between: least=5 is above most=1$"):
+        config.with_overrides({"least": 5})
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

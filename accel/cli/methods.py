@@ -65,8 +65,7 @@ def resolve(options: MethodOptions, beside: Path | None) -> tuple[AccelConfig, s
         "quantize": options.quantize,
     }
     config = session.resolve(options.config or options.preset, given, beside=beside)
-    for path, value in options.settings:
-        config = config.with_setting(path, value)
+    config = config.with_overrides(dict(options.settings))
     if options.config is not None or options.preset is not None:
         origin = str(options.config or options.preset)
     elif any(value is not None for value in given.values()):

@@ -16,6 +16,10 @@ from accel.methods.weight_bytes import WeightFormat
 VERSION = 1
 FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 _ROTATED = "-rotated"
+_NO_SHARE = (
+    "static_share compares all weights, and they are stored one by one while they load: name sensitive linears in "
+    "modules_to_not_convert, or load the model as it is and enable with static_share then"
+)
 
 
 class Quantizer(StrEnum):
@@ -64,6 +68,8 @@ class StoredWeightsConfig(QuantizationConfigMixin):
         if method != Quantizer.ACCEL:
             raise AccelError(f"quant_method={method!r} is another quantizer's; Accel's is {Quantizer.ACCEL.value!r}")
         layers = saved.pop("layers", None)
+        if {"static_share", "static_format"} & set(saved):
+            raise AccelError(f"StoredWeightsConfig: {_NO_SHARE}")
         if saved:
             name = next(iter(saved))
             raise AccelError(f"StoredWeightsConfig has no setting {name!r}{nearest(name, self._settings())}")
@@ -82,10 +88,7 @@ class StoredWeightsConfig(QuantizationConfigMixin):
     def of(cls, config: QuantizationConfig) -> StoredWeightsConfig:
         """Weights as a quantization would store them; refuses what can only be told from all weights together."""
         if getattr(config, "static_share", 0.0):
-            raise AccelError(
-                f"{config.method}: static_share compares all weights, and they are stored one by one while they load: "
-                "leave it out, or load the model as it is and enable then"
-            )
+            raise AccelError(f"{config.method}: {_NO_SHARE}")
         return cls(
             config.weights,
             rotate=config.rotates,

@@ -28,7 +28,7 @@ def require_as_stored(
     if default is not None and config.rotates not in (default.default, rotated):
         refuse("rotate", f"they are {'' if rotated else 'not '}rotated")
     if getattr(config, "static_share", 0.0):
-        refuse("static_share", "their errors cannot be told any more")
+        refuse("static_share", "their errors cannot be told any more", "enable with it then")
     for path in stored:
         if _named(path, config.modules_to_not_convert) and not _named(path, config.modules_to_convert):
             refuse("modules_to_not_convert", f"that of {path} is among them")
@@ -45,11 +45,8 @@ class _Refusal:
     def __init__(self, method: str, model: str) -> None:
         self._start = f"{method}: the weights of {model} came stored, and "
 
-    def __call__(self, setting: str, reason: str) -> None:
-        raise AccelError(
-            f"{self._start}{reason}: leave {setting} out, or load the original model and say it in the "
-            "quantization_config there"
-        )
+    def __call__(self, setting: str, reason: str, otherwise: str = "say it in the quantization_config there") -> None:
+        raise AccelError(f"{self._start}{reason}: leave {setting} out, or load the original model and {otherwise}")
 
 
 def _require_format(config: QuantizationConfig, denoiser: Denoiser, layers: list[Layer]) -> None:

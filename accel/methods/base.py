@@ -64,6 +64,8 @@ def steps_in(fraction: float, num_steps: int) -> int:
 
 def _one_line(error: ValidationError, config: type[MethodConfig]) -> str:
     first = error.errors()[0]
+    if not first["loc"]:
+        return str(first.get("ctx", {}).get("error", first["msg"]))  # Of settings that do not go together.
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return f"no setting {name!r}{nearest(name, config.model_fields)}"

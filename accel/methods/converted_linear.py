@@ -28,6 +28,13 @@ class ConvertedLinear(QuantizedLinear):
         destination[prefix + "weight"] = self.original.numbers().to(self.weight_dtype)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+        if f"{prefix}weight" in state_dict:
+            # The last argument; without a line there, a load that is not strict would pass the weight over.
+            errors = kwargs["error_msgs"] if "error_msgs" in kwargs else args[-1]
+            errors.append(f"the weight {prefix}weight is stored quantized: call accel.disable(pipe) and load it then")
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         _require_kept(self, "copied")
         state = {name: value for name, value in self.__getstate__().items() if name not in (*ATTRIBUTES, *_OWN)}  # type: ignore[operator]
@@ -54,9 +61,15 @@ def convert(
     """
     weight, names = linear._parameters["weight"], tuple(linear._parameters)
     assert weight is not None
-    converted = hold(linear, ConvertedLinear, weight_format, stored, rotated=rotated, saved=False)
-    converted.parameter_names = names
-    converted.original = Original(weight, file)
+    device, dtype = weight.device, weight.dtype
+    # It may fail for want of memory, and leaves the linear as it was then.
+    original = Original(weight, file)
+    try:
+        converted = hold(linear, ConvertedLinear, weight_format, stored, rotated=rotated, saved=False)
+    except BaseException:
+        original.give_back(device, dtype)
+        raise
+    converted.parameter_names, converted.original = names, original
     return converted
 
 

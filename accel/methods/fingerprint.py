@@ -24,7 +24,10 @@ def fingerprint(method: str, denoisers: Iterable[Denoiser]) -> str:
         codes = ((name, buffer) for name, buffer in module.named_buffers() if name.endswith(".codes"))
         for name, parameter in chain(module.named_parameters(), codes):
             if parameter.is_meta:
-                raise AccelError(f"{method}: the weights of pipe.{denoiser.name} are offloaded: calibrate before that")
+                raise AccelError(
+                    f"{method}: the weights of pipe.{denoiser.name} are offloaded: call accel.enable first and offload "
+                    "then"
+                )
             values = parameter.detach().flatten()
             some = values[:: max(1, values.numel() // _VALUES)].float().cpu().numpy().tobytes()
             found.update(f"{denoiser.name}.{name}{tuple(parameter.shape)}".encode() + some)

@@ -114,19 +114,3 @@ def _some(entry: str, paths: set[str]) -> list[str]:
     # All paths of a large model would be a long line.
     last = entry.rsplit(".", 1)[-1]
     return sorted(path for path in paths if last in path)[:3] or sorted(paths)[:3]
-
-
-def require_convertible(method: str, layer: Layer) -> None:
-    """Raises `AccelError` where a layer is held in a way that conversion would break or be broken by."""
-    module = layer.module
-    weight = module.weight
-    if weight.is_meta:
-        raise AccelError(f"{method}: the weight of {layer.name} is offloaded: call accel.enable first and offload then")
-    if "forward" in vars(module):
-        raise AccelError(
-            f"{method}: {layer.name} has a forward of its own (offloading or casting of single layers): "
-            "call accel.enable first and attach that then"
-        )
-    if weight.dtype not in FLOATS:
-        dtype = str(weight.dtype).removeprefix("torch.")
-        raise AccelError(f"{method}: the weight of {layer.name} is in {dtype} already: load the model in bfloat16")

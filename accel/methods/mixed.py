@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -47,8 +48,10 @@ class MixedPrecisionConfig(SparingConfig):
         target_bits: Mean bits of the activations over all computed layers and steps. The paper reports about 6.
         threshold: Predicted error (with a calibration) or change of the block (without) above which a layer gets the
             high format; None lets `target_bits` decide.
-        calibration: File that `accel.measure.calibration.calibrate_mixed` wrote for this model. Without, the errors of
-            the layers are measured at the first step of each run, and those with the largest get the high format.
+        calibration: File that `accel.measure.calibration.calibrate_mixed` wrote for this model, which also tells by
+            which power of two each layer's NVFP4 activations are scaled. Without, the errors of the layers are measured
+            at the first step of each run, those with the largest get the high format, and the power is 1, or 4 where
+            activations are rotated.
         rotate: Whether activations and weights are multiplied by a Hadamard matrix in blocks of 128 channels, which
             spreads outliers; INT8 needs it more than NVFP4 does. As published.
         purify: Whether a cache of block changes beside it is kept clean: no quantization of inputs with outliers where
@@ -113,6 +116,7 @@ class MixedPrecision(Sparing):
     """Mixed precision on one pipeline."""
 
     config: MixedPrecisionConfig
+    remedy: ClassVar[str] = "calibrate, which finds a scale for each layer, or name them in modules_to_not_convert"
 
     def __init__(self, config: MixedPrecisionConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -156,6 +160,8 @@ class MixedPrecision(Sparing):
         for layer in self._all():
             if layer.block is not None and self._chooses(layer):
                 self._by_block.setdefault((layer.denoiser, layer.block), []).append(layer)
+                if self._calibration is not None:
+                    self._module(layer).scale_activations(self._calibration.scales.get(layer.name))
         for denoiser in denoisers:
             undo += [
                 self.context.hooks.add(site.module, partial(self._in_block, denoiser, site), innermost=True)
@@ -169,6 +175,9 @@ class MixedPrecision(Sparing):
         self._num_steps = num_steps
 
     def end_run(self) -> None:
+        if self._measuring is not None and self._running:
+            for layer in chain.from_iterable(self._by_block.values()):
+                self._measuring.add_largest(layer, self._module(layer).seen[4].item())
         super().end_run()
         self._state = _State()
 
@@ -189,6 +198,12 @@ class MixedPrecision(Sparing):
 
     def report(self, record: RunRecord) -> dict[str, Any]:
         return {**super().report(record), "calibrated": self._calibration is not None}
+
+    def activation_scales(self) -> str:
+        scales = self._calibration.scales if self._calibration is not None else {}
+        if not scales:
+            return super().activation_scales()
+        return f"powers of two as calibrated, {min(scales.values()):g} to {max(scales.values()):g}"
 
     def _chooses(self, layer: Layer) -> bool:
         """Whether its format may change from call to call; outside of the blocks nothing tells."""
@@ -234,7 +249,8 @@ class MixedPrecision(Sparing):
             if purified and not state.ratios.get(layer.index, 0.0) <= self.config.outlier_ratio:
                 activation = "plain"
             measured = self._low if measures and self._wants_errors(site.index) else None
-            self._module(layer).choose(activation, look=state.looking and measures, measure=measured)
+            look = 2 if self._measuring is not None else int(state.looking and measures)
+            self._module(layer).choose(activation, look=look, measure=measured)
         output = proceed(*args, **kwargs)
         if measures:
             self._measure(moment.step, site, site.streams(args, kwargs), site.unpack(output), layers)
@@ -260,7 +276,7 @@ class MixedPrecision(Sparing):
         self._state.arriving[site.index] = step, Readback(total)
         if not layers:
             return
-        ratios, errors = torch.stack([self._module(each).seen[2:] for each in layers]).unbind(1)
+        ratios, errors = torch.stack([self._module(each).seen[2:4] for each in layers]).unbind(1)
         indices = [each.index for each in layers]
         if self._state.looking:
             self._state.ratios_arriving.append((indices, Readback(ratios)))

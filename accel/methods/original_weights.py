@@ -46,20 +46,33 @@ class Original:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A tensor in a safetensors file."""
+    """A tensor in a safetensors file; `state` tells whether it is still the file that it was."""
 
     path: Path
     name: str
+    state: tuple[int, int]
+
+    @classmethod
+    def at(cls, path: Path, name: str) -> WeightFile:
+        """A tensor in a file as the file is now."""
+        return cls(path, name, _state(path))
 
     def read(self) -> Tensor:
         """The tensor, on the CPU."""
         try:
+            if _state(self.path) != self.state:
+                raise OSError("the file was written anew since")
             with safe_open(self.path, framework="pt") as file:
                 return file.get_tensor(self.name)
         except (OSError, ValueError, RuntimeError) as error:
             raise AccelError(
                 f"the original weight {self.name} cannot be read from {self.path} again: {error}"
             ) from error
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def weight_files(method: str, denoiser: Denoiser) -> dict[str, WeightFile]:
@@ -73,7 +86,7 @@ def weight_files(method: str, denoiser: Denoiser) -> dict[str, WeightFile]:
         found: dict[str, WeightFile] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
-                found.update({name: WeightFile(path, name) for name in file.keys()})  # noqa: SIM118 - no mapping
+                found.update({name: WeightFile.at(path, name) for name in file.keys()})  # noqa: SIM118 - no mapping
         if found:
             return found
     raise AccelError(

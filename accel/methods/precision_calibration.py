@@ -2,24 +2,28 @@
 
 6Bit-Diffusion (arXiv 2603.18742, section 4.1) fits alpha and beta for each layer by least squares. The paper does not
 say of what the error is; here it is |Q(X) Wᵀ - X Wᵀ| / |X Wᵀ| with the stored weight on both sides, so that only the
-activations differ. Where a line explains little of a layer's errors, their mean stands for all of them.
+activations differ. Where a line explains little of a layer's errors, their mean stands for all of them. Beside these,
+the power of two is measured that fits each layer's magnitudes as the fixed scale of NVFP4; errors are those with it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.kernels.quantized_linear import Activation
+from accel.kernels.quantized_linear import Activation, fitting_scale
 from accel.methods.layer_choice import Layer
 
-_VERSION = 1
+_VERSION = 2
+# Files of the first have no scales.
+_READ = (1, _VERSION)
 _QUANTILES = 101
 # With less of the variance explained, the line is that of the mean. Chosen by us.
 _LEAST_EXPLAINED = 0.3
@@ -36,6 +40,8 @@ class Calibration:
         lines: per layer (alpha, beta).
         explained: per layer, the share of the variance of its errors that the change of its block explains.
         quantiles: of the predicted errors of all layers and steps, from the least to the largest.
+        scales: per layer, the power of two by which NVFP4 activations are scaled; others have the one that is always
+            there.
     """
 
     fingerprint: str
@@ -44,6 +50,7 @@ class Calibration:
     lines: dict[str, tuple[float, float]]
     explained: dict[str, float]
     quantiles: list[float]
+    scales: dict[str, float] = field(default_factory=dict)
 
     def threshold(self, share: float) -> float:
         """The predicted error under which the given share of layers and steps lies."""
@@ -65,10 +72,14 @@ class Calibration:
     def describe(self) -> str:
         """What was found, in one line."""
         follows = sum(share >= _LEAST_EXPLAINED for share in self.explained.values())
-        return (
+        text = (
             f"the errors of {follows} of {len(self.lines)} layers follow the changes of their blocks; "
             "the others are given the means of theirs"
         )
+        if not self.scales:
+            return text
+        least, most = min(self.scales.values()), max(self.scales.values())
+        return f"{text}; NVFP4 activations are scaled by powers of two from {least:g} to {most:g}"
 
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
@@ -81,12 +92,14 @@ class Calibration:
         """Reads what `save` wrote; raises `AccelError` where the file is none."""
         try:
             data = json.loads(Path(path).read_text())
-            if data.pop("version") != _VERSION:
+            if data.pop("version") not in _READ:
                 raise ValueError("it has another version")
             lines = {name: (float(alpha), float(beta)) for name, (alpha, beta) in data.pop("lines").items()}
             found = cls(lines=lines, **data)
             if len(found.quantiles) < 2:
                 raise ValueError("it has no quantiles")
+            if not all(math.frexp(scale)[0] == 0.5 for scale in found.scales.values()):
+                raise ValueError("a scale is no power of two")
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AccelError(f"mixed cannot read the calibration {path}: {error}") from error
@@ -98,11 +111,16 @@ class Measurements:
     def __init__(self, low: Activation) -> None:
         self._low = low
         self._seen: dict[str, list[tuple[float, Tensor]]] = {}
+        self._largest: dict[str, float] = {}
 
     def add(self, layers: Sequence[Layer], change: float, errors: Tensor) -> None:
         """Takes the errors, one for each layer, of a block that changed so much at the step before."""
         for layer, error in zip(layers, errors, strict=True):
             self._seen.setdefault(layer.name, []).append((change, error))
+
+    def add_largest(self, layer: Layer, magnitude: float) -> None:
+        """Takes the largest magnitude among a layer's activations in a run, after rotation."""
+        self._largest[layer.name] = max(self._largest.get(layer.name, 0.0), magnitude)
 
     def calibration(self, fingerprint: str, rotate: bool) -> Calibration:
         """The lines through all that was seen."""
@@ -119,7 +137,16 @@ class Measurements:
             lines[name] = alpha, beta
             predicted.append(alpha * changes[usable] + beta)
         quantiles = torch.cat(predicted).quantile(torch.linspace(0, 1, _QUANTILES, dtype=torch.float64))
-        return Calibration(fingerprint, self._low, rotate, lines, explained, quantiles.tolist())
+        return Calibration(fingerprint, self._low, rotate, lines, explained, quantiles.tolist(), self._scales())
+
+    def _scales(self) -> dict[str, float]:
+        if self._low != "nvfp4":
+            return {}
+        # A layer that was never called, or on zeros alone, tells nothing.
+        known = {name: largest for name, largest in self._largest.items() if 0.0 < largest < math.inf}
+        return {
+            name: fitting_scale(torch.tensor(largest, dtype=torch.float32)).item() for name, largest in known.items()
+        }
 
 
 def _line(x: Tensor, y: Tensor) -> tuple[float, float, float]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +24,12 @@ from accel.kernels.rotation import BLOCK
 from accel.methods.as_stored import require_as_stored
 from accel.methods.base import Context, Method
 from accel.methods.converted_linear import convert, revert
-from accel.methods.layer_choice import Layer, check_names, choose_layers, require_convertible
+from accel.methods.convertible import require_convertible
+from accel.methods.layer_choice import Layer, check_names, choose_layers
 from accel.methods.needs import Slot
 from accel.methods.original_weights import WeightFile, require_same, weight_files
 from accel.methods.quantization_settings import QuantizationConfig as QuantizationConfig
-from accel.methods.quantized_linear import QuantizedLinear, store
+from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, QuantizedLinear, store
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.stored_linear import StoredLinear, rest, stored_layers
 from accel.methods.weight_bytes import WeightFormat
@@ -40,6 +43,8 @@ _SMALL_ON_CPU = 512
 # Of diffusers, which change weights in place or make new ones of them.
 _FUSIONS = ("fuse_lora", "unfuse_lora", "fuse_qkv_projections")
 _LARGEST_SCALE = 448.0
+# Below, E4M3 has fewer and fewer places.
+_SMALLEST_SCALE = 2.0**-6
 
 
 class Quantization(Method):
@@ -47,15 +52,18 @@ class Quantization(Method):
 
     slot: ClassVar[Slot] = "linears"
     config: QuantizationConfig
+    # What helps where NVFP4 does not hold a layer's activations.
+    remedy: ClassVar[str] = "name them in modules_to_not_convert"
 
     def __init__(self, config: QuantizationConfig, context: Context) -> None:
         super().__init__(config, context)
         self.layers: dict[str, list[Layer]] = {}
         self.weights = QuantizedWeights()
-        self._notes: list[str] = []
+        self._told = False
         self._running = False
         # What the layers of a denoiser have seen after each call, on its way to the host.
         self._seen: list[tuple[str, Readback]] = []
+        self._in_nvfp4: set[str] = set()
 
     @abstractmethod
     def weight_format(self, layer: Layer) -> WeightFormat | None:
@@ -91,8 +99,7 @@ class Quantization(Method):
                     undo += self._take(layer) if _came_stored(layers) else self._convert(layer, files)
                 self.layers[denoiser.name] = [each for each in layers if isinstance(each.module, QuantizedLinear)]
             # A warning may be made an error.
-            self._notes = self._foretell()
-            for text in self._notes:
+            for text in self._foretell(None):
                 warnings.warn(f"{self.name}: {text}", AccelWarning, stacklevel=4)
         except BaseException:
             for step in reversed(undo):
@@ -105,15 +112,20 @@ class Quantization(Method):
                 for method in _FUSIONS
                 if hasattr(denoiser.module, method)
             ]
+            # A fused adapter forgets that it is before it takes itself out of the weight, which it cannot now.
+            undo += [
+                InstanceMethod(module, "unmerge", partial(self._refuse_fusion, denoiser, "unfuse_lora")).remove
+                for module in denoiser.module.modules()
+                if getattr(module, "merged", False) is True and hasattr(module, "unmerge")
+            ]
         return undo
 
     def start_run(self, num_steps: int) -> None:
-        self._running = True
-        for text in self._notes:
-            self.context.recorder.note(f"{self.name}: {text}")
+        self._running, self._told = True, False
         for layer in self._all():
             self._module(layer).seen.zero_()
         self._seen.clear()
+        self._in_nvfp4.clear()
 
     def end_run(self) -> None:
         if not self._running:
@@ -124,7 +136,11 @@ class Quantization(Method):
         self._tell_bad_activations()
 
     def report(self, record: RunRecord) -> dict[str, Any]:
-        return report(self.name, self.weights, record)
+        return report(self.name, self.weights, record, self.activation_scales())
+
+    def activation_scales(self) -> str:
+        """What NVFP4 activations are scaled by, in words."""
+        return f"{SCALE:g}, or {ROTATED_SCALE:g} where rotated"
 
     def describe(self, record: RunRecord) -> str:
         return describe(self.report(record))
@@ -158,12 +174,14 @@ class Quantization(Method):
                 take_modulation=config.quantize_modulation,
                 taken=config.modules_to_convert,
             )
-            for layer in found:
-                require_convertible(self.name, layer)
             self.layers[denoiser.name] = found
             self.weights.left.update(left)
         if not self._all():
-            raise AccelError(f"{self.name}: modules_to_not_convert leaves no linear to quantize: name fewer")
+            raise AccelError(f"{self.name}: {_nothing(self.weights.left)}")
+        converted = {name: layers for name, layers in self.layers.items() if not _came_stored(layers)}
+        require_convertible(
+            self.name, list(chain.from_iterable(converted.values())), [d for d in denoisers if d.name in converted]
+        )
 
     def _take(self, layer: Layer) -> list[Callable[[], None]]:
         """Takes a weight as it came stored; returns what gives the layer back."""
@@ -199,20 +217,25 @@ class Quantization(Method):
     ) -> Any:
         modules = [(layer, self._module(layer)) for layer in self.layers[denoiser.name]]
         sample = denoiser.argument("hidden_states", args, kwargs)
+        device = sample.device if isinstance(sample, torch.Tensor) else None
         for _, module in modules:
             module.ran.zero_()
-            module.watch_on(sample.device if isinstance(sample, torch.Tensor) else module.seen.device)
+            module.watch_on(device or module.seen.device)
+        if self._running and not self._told:
+            self._told = True
+            for text in self._foretell(device):
+                self.context.recorder.note(f"{self.name}: {text}")
         output = proceed(*args, **kwargs)
         moment = self.context.clock.now
         if moment is not None:
             for layer, module in modules:
                 ran: list[str] = [a for a, times in zip(ACTIVATIONS, module.ran.tolist(), strict=True) if times]
+                if "nvfp4" in ran:
+                    self._in_nvfp4.add(layer.name)
                 for what in ran or ["skipped"]:
                     self.context.recorder.event(self.name, what, moment, layer.index)
             if modules:
-                # The blocks may lie on several devices.
-                device = modules[0][1].seen.device
-                seen = torch.stack([module.seen.to(device) for _, module in modules])
+                seen = torch.stack([module.seen.to(modules[0][1].seen.device) for _, module in modules])
                 self._seen.append((denoiser.name, Readback(seen.flatten())))
         return output
 
@@ -226,30 +249,32 @@ class Quantization(Method):
             "as it is"
         )
 
-    def _foretell(self) -> list[str]:
-        """What the user should know before the first run: which products are emulated, and where time is lost."""
+    def _foretell(self, device: torch.device | None) -> list[str]:
+        """What the user should know of a run on a device, or before the first, where it will be is guessed: which
+        products are emulated, and where time is lost."""
         texts: dict[str, None] = {}
+        places = {denoiser.name: device or _place(denoiser) for denoiser in self.context.facts.denoisers}
         small = work = 0
         for layer in self._all():
             module = self._module(layer)
             if layer.modulation:
                 continue
             for activation in self.activations(layer):
-                found = emulation(activation, module.weight_format, module.codes.device)
+                found = emulation(activation, module.weight_format, places[layer.denoiser] or module.codes.device)
                 if found is not None:
                     texts[found] = None
             size = module.in_features * module.out_features
             work += size
             small += size if min(module.in_features, module.out_features) < _SMALL_ON_CPU else 0
-        on_cpu = any(self._module(layer).codes.device.type == "cpu" for layer in self._all())
-        if on_cpu and not texts and 2 * small > work:
+        used = {places[layer.denoiser] or self._module(layer).codes.device for layer in self._all()}
+        if any(each.type == "cpu" for each in used) and not texts and 2 * small > work:
             texts[f"most of these linears have under {_SMALL_ON_CPU} channels, too few to gain time on a CPU"] = None
         return list(texts)
 
     def _tell_bad_activations(self) -> None:
-        """Names the layers whose activations were not finite in the first call that had any, or so large that NVFP4 may
-        have cut them."""
-        cut: dict[str, None] = {}
+        """Names the layers whose activations were not finite in the first call that had any, or beyond what NVFP4 holds
+        with their scales."""
+        largest: dict[str, float] = {}
         size = len(SEEN)
         for denoiser, back in self._seen:
             values = back.tolist()
@@ -263,22 +288,32 @@ class Quantization(Method):
                 self.context.recorder.note(text)
                 warnings.warn(text, AccelWarning, stacklevel=2)
                 break
-            cut |= {
-                layer.name: None
-                for place, layer in enumerate(self.layers[denoiser])
-                if values[size * place + 1] >= _LARGEST_SCALE
-            }
+            # Each call has the largest of those before it too.
+            largest |= {layer.name: values[size * n + 1] for n, layer in enumerate(self.layers[denoiser])}
         self._seen.clear()
-        if cut:
-            self.context.recorder.note(
-                f"{self.name}: activations of {_first(list(cut))} were too large for NVFP4 here and were cut: "
-                "name them in modules_to_not_convert"
-            )
+        cut = [name for name, scale in largest.items() if scale >= _LARGEST_SCALE]
+        lost = [name for name in largest if name in self._in_nvfp4 and largest[name] < _SMALLEST_SCALE]
+        for names, what in ((cut, "too large for NVFP4 here and were cut"), (lost, "zero or too small for NVFP4 here")):
+            if names:
+                text = f"activations of {_first(names)} were {what}: {self.remedy}"
+                self.context.recorder.note(f"{self.name}: {text}")
+
+
+def _nothing(left: Counter[str]) -> str:
+    """That there is no linear to quantize, and what became of all."""
+    found = ", ".join(f"{number} {why}" for why, number in left.most_common())
+    return f"no linear is left to quantize ({found}): name fewer in modules_to_not_convert, or load the original model"
 
 
 def _came_stored(layers: list[Layer]) -> bool:
     """Whether a denoiser's layers came with stored weights; then all of them did."""
     return bool(layers) and isinstance(layers[0].module, StoredLinear)
+
+
+def _place(denoiser: Denoiser) -> torch.device | None:
+    """Where a denoiser that is offloaded now will run, None where it is not."""
+    place = getattr(getattr(denoiser.module, "_hf_hook", None), "execution_device", None)
+    return None if place is None else torch.device(place)
 
 
 def _first(names: list[str]) -> str:

@@ -17,13 +17,14 @@ from accel.kernels.int8 import quantize_int8
 from accel.kernels.nvfp4 import quantize_nvfp4
 from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, quantized_linear, stored_weight
 from accel.kernels.rotation import BLOCK, rotate
+from accel.methods.layer_choice import FLOATS
 from accel.methods.read_only import ReadOnly
 from accel.methods.weight_bytes import WeightFormat
 
 BUFFERS = ("codes", "scales", "tensor_scale", "activation_scale")
 ATTRIBUTES = ("weight_format", "rotated", "weight_dtype", "route", "ran", "seen")
 # A power of two each: magnitudes from 0.006 to 2,688 times it are held, and a rotation makes them larger.
-_SCALE, _ROTATED_SCALE = 1.0, 4.0
+SCALE, ROTATED_SCALE = 1.0, 4.0
 
 
 def store(weight: Tensor, weight_format: WeightFormat, rotated: bool) -> tuple[Tensor, ...]:
@@ -55,7 +56,9 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The numbers that the stored weight stands for, made anew, in `weight_dtype`; writing to them is refused."""
-        return stored_weight(self.stored, self.rotated, self.weight_dtype).as_subclass(ReadOnly)
+        # Layerwise casting holds weights in float8, into which nothing is decoded.
+        decoded = self.weight_dtype if self.weight_dtype in FLOATS else torch.float32
+        return stored_weight(self.stored, self.rotated, decoded).to(self.weight_dtype).as_subclass(ReadOnly)
 
     @property
     def stored(self) -> tuple[Tensor, ...]:
@@ -64,17 +67,32 @@ class QuantizedLinear(nn.Linear):
             return self.codes, self.scales.view(torch.float32)
         return self.codes, self.scales.view(torch.float8_e4m3fn), self.tensor_scale.view(torch.float32)
 
-    def choose(self, activation: Activation, *, look: bool = False, measure: Activation | None = None) -> None:
-        """The format of the activations from now on, whether to look for outliers in them, and a format whose error is
-        to be measured."""
-        route = [ACTIVATIONS.index(activation), int(look), -1 if measure is None else ACTIVATIONS.index(measure)]
+    def scale_activations(self, scale: float | None) -> None:
+        """The power of two by which NVFP4 activations are scaled from now on; None is the one that is always there."""
+        wanted = self.fixed_scale() if scale is None else torch.tensor(scale, dtype=torch.float32).view(torch.int32)
+        self.activation_scale.copy_(wanted)
+
+    def fixed_scale(self) -> Tensor:
+        """The scale of NVFP4 activations that is always there, as it is held."""
+        return _fixed_scale(self.rotated, self.activation_scale.device)
+
+    @staticmethod
+    def resting() -> Tensor:
+        """The route that leaves activations as they are."""
+        return torch.tensor([ACTIVATIONS.index("plain"), 0, -1], device="cpu")
+
+    def choose(self, activation: Activation, *, look: int = 0, measure: Activation | None = None) -> None:
+        """The format of the activations from now on; whether to look for outliers in them (1), and for their largest
+        magnitude too (2); and a format whose error is to be measured."""
+        route = [ACTIVATIONS.index(activation), look, -1 if measure is None else ACTIVATIONS.index(measure)]
         if self.route.tolist() != route:
-            self.route.copy_(torch.tensor(route))
+            self.route.copy_(torch.tensor(route, device="cpu"))
 
     def watch_on(self, device: torch.device) -> None:
         """Puts `seen` on the device of the activations."""
         if self.seen.device != device:
-            self.seen = self.seen.to(device)
+            with torch.inference_mode(False):
+                self.seen = self.seen.to(device)
 
     def forward(self, input: Tensor) -> Tensor:
         if not isinstance(self, QuantizedLinear):
@@ -112,22 +130,30 @@ def hold(
     is still to be loaded, the rest is made on the CPU.
     """
     quantized: Any = linear
+    device = torch.device("cpu") if stored[0].is_meta else stored[0].device
+    # What is written to at every call must bear that in inference mode and outside; and a user may have set another
+    # dtype and device for what says neither.
+    with torch.inference_mode(False):
+        seen = torch.zeros(len(SEEN), dtype=torch.float32, device=device)
+        scale, route = _fixed_scale(rotated, device), kind.resting()
+        ran = torch.zeros(len(ACTIVATIONS), dtype=torch.int64, device="cpu")
+    tensor_scale = stored[2].view(torch.int32) if len(stored) == 3 else None
+    # From here on nothing takes memory of the device.
     weight = linear._parameters.pop("weight")
     assert weight is not None
-    device = torch.device("cpu") if stored[0].is_meta else stored[0].device
     linear.__class__ = kind
-    scale = torch.tensor(_ROTATED_SCALE if rotated else _SCALE, device=device)
-    tensor_scale = stored[2].view(torch.int32) if len(stored) == 3 else None
     linear.register_buffer("codes", stored[0], persistent=saved)
     linear.register_buffer("scales", stored[1].view(torch.uint8 if len(stored) == 3 else torch.int32), persistent=saved)
     linear.register_buffer("tensor_scale", tensor_scale, persistent=saved)
-    # It follows from `rotated`.
-    linear.register_buffer("activation_scale", scale.view(torch.int32), persistent=False)
+    # It follows from `rotated`, or is a calibration's.
+    linear.register_buffer("activation_scale", scale, persistent=False)
     quantized.weight_format, quantized.rotated, quantized.weight_dtype = weight_format, rotated, weight.dtype
-    quantized.route = torch.tensor([0, 0, -1])
-    quantized.ran = torch.zeros(len(ACTIVATIONS), dtype=torch.int64)
-    quantized.seen = torch.zeros(len(SEEN), device=device)
+    quantized.route, quantized.ran, quantized.seen = route, ran, seen
     return quantized
+
+
+def _fixed_scale(rotated: bool, device: torch.device) -> Tensor:
+    return torch.tensor(ROTATED_SCALE if rotated else SCALE, dtype=torch.float32, device=device).view(torch.int32)
 
 
 def release(quantized: QuantizedLinear, weight: nn.Parameter, order: tuple[str, ...]) -> None:

@@ -41,8 +41,8 @@ class QuantizedWeights:
             self.scratch[activation] = max(self.scratch[activation], needed)
 
 
-def report(name: str, weights: QuantizedWeights, record: RunRecord) -> dict[str, Any]:
-    """The figures of one run, as plain numbers."""
+def report(name: str, weights: QuantizedWeights, record: RunRecord, scales: str) -> dict[str, Any]:
+    """The figures of one run, as plain numbers; `scales` says what NVFP4 activations are scaled by."""
     calls = {activation: record.count(name, activation) for activation in ACTIVATIONS}
     total = sum(calls.values())
     bits = sum(BITS[activation] * number for activation, number in calls.items())
@@ -59,6 +59,8 @@ def report(name: str, weights: QuantizedWeights, record: RunRecord) -> dict[str,
         "scratch_bytes": max((weights.scratch[a] for a, number in calls.items() if number), default=0),
         # Calls of quantized linears by the format of their activations, and of all, those that a cache spared.
         "calls": calls,
+        # What NVFP4 activations were scaled by, None where none ran.
+        "activation_scales": scales if calls["nvfp4"] else None,
         "skipped": skipped,
         "calls_by_step": {a: record.count_by_step(name, a) for a, number in calls.items() if number},
         "average_bits": bits / total if total else None,
@@ -81,8 +83,10 @@ def describe(figures: dict[str, Any]) -> str:
         names = {"plain": "unquantized", "int8": "INT8", "nvfp4": "NVFP4"}
         shares = ", ".join(f"{names[a]} {n / total:.1%}" for a, n in figures["calls"].items() if n)
         parts.append(f"activations {shares}, {figures['average_bits']:.2f} bits in the mean")
-    if figures["skipped"] and total:
-        parts[-1] += f" ({figures['average_bits_with_skipped']:.2f} with the calls that a cache spared)"
+        if figures["skipped"]:
+            parts[-1] += f" ({figures['average_bits_with_skipped']:.2f} with the calls that a cache spared)"
+        if figures["activation_scales"]:
+            parts.append(f"NVFP4 activations scaled by {figures['activation_scales']}")
     return "; ".join(parts)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from accel.kernels.quantized_linear import Activation, stored_weight
+from accel.kernels.rotation import BLOCK
 from accel.methods.base import Context
 from accel.methods.layer_choice import Layer
 from accel.methods.quantization import Quantization, QuantizationConfig
@@ -49,7 +50,7 @@ class Sparing(Quantization):
             # The first question comes before any weight is converted.
             asked = [each for each in self.layers[layer.denoiser] if not each.modulation]
             number = round(self.config.static_share * len(asked))
-            errors = sorted(((_error(each), each.index) for each in asked), reverse=True) if number else []
+            errors = sorted(((self._error(each), each.index) for each in asked), reverse=True) if number else []
             self._spared[layer.denoiser] = frozenset(index for _, index in errors[:number])
         return layer.index in self._spared[layer.denoiser]
 
@@ -63,9 +64,9 @@ class Sparing(Quantization):
             return "plain"
         return "int8" if self.spared(layer) else self.low_activation(layer)
 
-
-def _error(layer: Layer) -> float:
-    """|W - Q(W)| / |W|, in the norm of all numbers."""
-    weight = layer.module.weight.detach().float()
-    error = (weight - stored_weight(store(weight, "nvfp4", False), False, weight.dtype)).norm() / weight.norm()
-    return error.nan_to_num(0.0).item()
+    def _error(self, layer: Layer) -> float:
+        """|W - Q(W)| / |W|, in the norm of all numbers, rotated where it would be."""
+        weight = layer.module.weight.detach().float()
+        rotated = self.rotates(layer) and layer.module.in_features % BLOCK == 0
+        error = (weight - stored_weight(store(weight, "nvfp4", rotated), rotated, weight.dtype)).norm() / weight.norm()
+        return error.nan_to_num(0.0).item()

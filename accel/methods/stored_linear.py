@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,14 @@ from accel.pipelines.sites import Denoiser
 class StoredLinear(QuantizedLinear):
     """A linear without an original; made by `hold`, or by `expect` where the stored weight is still to be loaded.
 
-    Until `choose` says otherwise, activations are left as they are.
+    Until `choose` says otherwise, activations are left as they are; in copies they always are.
     """
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
+        fresh = {"route": self.resting(), "ran": torch.zeros_like(self.ran), "seen": torch.zeros_like(self.seen)}
+        buffers = {**state["_buffers"], "activation_scale": self.fixed_scale()}
+        return {**state, **fresh, "_buffers": buffers}
 
 
 def expect(linear: nn.Linear, weight_format: WeightFormat, *, rotated: bool) -> StoredLinear:
@@ -44,6 +51,7 @@ def expect(linear: nn.Linear, weight_format: WeightFormat, *, rotated: bool) -> 
 def rest(linear: StoredLinear) -> None:
     """Leaves activations as they are again, and forgets what ran."""
     linear.choose("plain")
+    linear.scale_activations(None)
     linear.ran.zero_()
     linear.seen.zero_()
 

@@ -15,7 +15,7 @@ _ROWS = 512
 def quantize_int8(x: Tensor, rotate: bool) -> tuple[Tensor, Tensor]:
     rows, channels = x.shape
     result = torch.empty((rows, channels), dtype=torch.int8)
-    scales = torch.full((rows,), SMALLEST / LARGEST)
+    scales = torch.full((rows,), SMALLEST / LARGEST, dtype=torch.float32)
     step = max(_PIECE // max(channels, 1), 1)
     for start in range(0, rows if channels else 0, step):
         piece = slice(start, start + step)
@@ -39,7 +39,7 @@ def int8_linear(
     rows, outputs = x.shape[0], weight.shape[0]
     result = torch.empty((rows, outputs), dtype=dtype)
     sums = torch.empty((min(_ROWS, rows), outputs), dtype=torch.int32)
-    scaled = torch.empty(sums.shape)
+    scaled = torch.empty(sums.shape, dtype=torch.float32)
     added = None if bias is None else bias.float()
     for start in range(0, rows, _ROWS):
         piece = slice(start, min(start + _ROWS, rows))

@@ -13,7 +13,8 @@ __all__ = ["dequantize_nvfp4", "nvfp4_to_int8", "quantize_nvfp4", "tensor_scale"
 _PIECE = 1 << 16
 _SIGNED = (*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES))
 # The two numbers of each byte.
-_PAIRS = torch.tensor([(_SIGNED[byte & 15], _SIGNED[byte >> 4]) for byte in range(256)])
+_PAIRS = torch.tensor([(_SIGNED[byte & 15], _SIGNED[byte >> 4]) for byte in range(256)], dtype=torch.float32)
+_MAGNITUDES = torch.tensor(MAGNITUDES, dtype=torch.float32)
 
 
 def quantize_nvfp4(x: Tensor, tensor_scale: Tensor, by_error: bool, rotate: bool) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ def _magnitude_codes(magnitudes: Tensor) -> Tensor:
 
 def _squared_error(units: Tensor, scales: Tensor) -> Tensor:
     magnitudes = units.abs()
-    nearest = torch.tensor(MAGNITUDES)[_magnitude_codes(magnitudes).to(torch.int32)]
+    nearest = _MAGNITUDES[_magnitude_codes(magnitudes).to(torch.int32)]
     errors = magnitudes.sub_(nearest).mul_(scales).square_()
     while errors.shape[2] > 1:
         errors = errors[..., ::2] + errors[..., 1::2]
@@ -82,7 +83,7 @@ def dequantize_nvfp4(codes: Tensor, scales: Tensor, tensor_scale: Tensor, dtype:
 
 def nvfp4_to_int8(codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> tuple[Tensor, Tensor]:
     rows, channels = codes.shape[0], codes.shape[1] * 2
-    result, row_scales = torch.empty((rows, channels), dtype=torch.int8), torch.empty(rows)
+    result, row_scales = torch.empty((rows, channels), dtype=torch.int8), torch.empty(rows, dtype=torch.float32)
     for piece in _pieces(rows, channels):
         result[piece], row_scales[piece] = int8.quantize_int8(_unscaled(codes[piece], scales[piece]), False)
     return result, row_scales.mul_(tensor_scale)

@@ -33,7 +33,7 @@ def quantize_nvfp4(x: Tensor, tensor_scale: Tensor, by_error: bool, rotate: bool
 def tensor_scale(x: Tensor, by_error: bool) -> Tensor:
     """What the largest magnitude of all asks for; NaN where it is not finite."""
     if x.numel() == 0:
-        return torch.ones((), device=x.device)
+        return torch.ones((), dtype=torch.float32, device=x.device)
     largest = x.abs().amax().float()
     # A division by a number would be a product with its reciprocal on a GPU.
     scale = largest / torch.full_like(largest, LARGEST_CODE * (256.0 if by_error else LARGEST_SCALE))
@@ -74,7 +74,7 @@ def _squared_error(values: Tensor, scales: Tensor, tensor_scale: Tensor) -> Tens
 
 
 def _decode(codes: Tensor) -> Tensor:
-    magnitudes = torch.tensor(MAGNITUDES, device=codes.device)[(codes & 7).long()]
+    magnitudes = torch.tensor(MAGNITUDES, dtype=torch.float32, device=codes.device)[(codes & 7).long()]
     return torch.where(codes > 7, -magnitudes, magnitudes)
 
 

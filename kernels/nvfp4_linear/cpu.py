@@ -32,7 +32,7 @@ def nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: 
 
 def _product(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
     outputs = codes.shape[0]
-    result = torch.empty((x.shape[0], outputs))
+    result = torch.empty((x.shape[0], outputs), dtype=torch.float32)
     step = max(_PIECE // max(x.shape[1], 1), 1)
     for start in range(0, outputs, step):
         piece = slice(start, start + step)

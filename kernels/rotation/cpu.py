@@ -21,7 +21,7 @@ def rotated(x: Tensor) -> Tensor:
     """x H in float32 of a few rows, in memory of its own."""
     # (channel of a block, block): the channels that are added lie in rows.
     blocks = x.reshape(-1, BLOCK).t()
-    values = torch.empty(blocks.shape).copy_(blocks)
+    values = torch.empty(blocks.shape, dtype=torch.float32).copy_(blocks)
     other = torch.empty_like(values)
     apart = 1
     while apart < BLOCK:

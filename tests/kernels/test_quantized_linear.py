@@ -9,7 +9,7 @@ from torch import Tensor
 from accel.kernels.forms import use
 from accel.kernels.int8 import quantize_int8
 from accel.kernels.nvfp4 import quantize_nvfp4
-from accel.kernels.quantized_linear import ACTIVATIONS, quantized_linear, stored_weight
+from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, fitting_scale, quantized_linear, stored_weight
 from accel.kernels.rotation import BLOCK, rotate
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -22,7 +22,7 @@ ONE = torch.ones(())
 def state(activation: str, look: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     measured = ACTIVATIONS.index("nvfp4") if look else -1
     route = torch.tensor([ACTIVATIONS.index(activation), look, measured])  # type: ignore[arg-type]
-    return route, torch.zeros(len(ACTIVATIONS), dtype=torch.int64), torch.zeros(4)
+    return route, torch.zeros(len(ACTIVATIONS), dtype=torch.int64), torch.zeros(len(SEEN))
 
 
 def weight(kind: str, rotated: bool) -> tuple[Tensor, ...]:

@@ -135,7 +135,7 @@ def test_layers_that_no_group_divides_are_left(monkeypatch: pytest.MonkeyPatch) 
     ("settings", "message"),
     [
         ({"modules_to_not_convert": ["*.to_w"]}, "names '\\*.to_w', and no linear is there"),
-        ({"modules_to_not_convert": ["blocks"]}, "leaves no linear to quantize"),
+        ({"modules_to_not_convert": ["blocks"]}, r"no linear is left to quantize \(46 named in modules_to"),
         ({"keep_original": False}, "was loaded from none with safetensors"),
         ({"rotated": True}, "no active method has a setting 'rotated' .nearest: 'rotate'."),
         ({"modules_to_not_convert": "blocks.0"}, "is not possible"),

@@ -208,7 +208,7 @@ def test_a_dropped_original_is_not_copied(tmp_path: Any) -> None:
     layer = linear()
     save_file({"w": layer.weight.detach()}, tmp_path / "w.safetensors")
     expected = layer.weight.detach().clone()
-    file = WeightFile(tmp_path / "w.safetensors", "w")
+    file = WeightFile.at(tmp_path / "w.safetensors", "w")
     module: QuantizedLinear = convert(layer, "int8", store(expected, "int8", False), rotated=False, file=file)
     with pytest.raises(AccelError, match="cannot be copied"):
         copy.deepcopy(layer)
