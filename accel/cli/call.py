@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -117,8 +118,13 @@ def frames_of(output: Any) -> np.ndarray:
 
 def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
     """What the call of a pipeline, or of pipelines of a class, takes by name."""
+    return _parameters((pipe if isinstance(pipe, type) else type(pipe)).__call__)
+
+
+@lru_cache(maxsize=8)
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = inspect.signature(pipe.__call__).parameters.items()
+    found = inspect.signature(function).parameters.items()
     return {name: p for name, p in found if p.kind in kinds and name != "self"}
 
 

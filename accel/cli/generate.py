@@ -141,10 +141,6 @@ def generate(
         raise AccelError("--prompt and --prompts both say what to show; give one of the two")
     if prompts is not None and compare_dense:
         raise AccelError("--compare-dense compares one run; leave it out, or give one prompt with --prompt")
-    if prompts is None and prompt is None:
-        raise AccelError(
-            'there is no prompt; try --prompt "a red circle moving left on a black background", or --prompts FILE'
-        )
     wanted = methods.MethodOptions(
         preset, config, attention, tuple(cache or ()), quantize, methods.settings(set_ or ())
     )
@@ -170,6 +166,10 @@ def generate(
     if prompts is not None:
         _many(prompts.expanduser(), output, lambda text: asked(text, seed or 0), wanted, overwrite=overwrite, form=form)
         return
+    if prompt is None:
+        raise AccelError(
+            'there is no prompt; try --prompt "a red circle moving left on a black background", or --prompts FILE'
+        )
     target = outputs.destination(output, overwrite=overwrite, compare=compare_dense)
     _one(asked(prompt, secrets.randbelow(2**32) if seed is None else seed), wanted, target, form)
 

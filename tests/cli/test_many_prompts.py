@@ -78,7 +78,7 @@ def test_started_again_it_makes_what_is_missing(
     write(tmp_path, *LINES, "a white square")
     result = make(*JOB)
     assert "p.txt: 4 lines into out/, 2 done before, 2 to make" in result.out
-    assert "4 lines of p.txt in out/: 2 made, 2 was there" in result.out
+    assert "4 lines of p.txt in out/: 2 made, 2 there before" in result.out
     now = outputs(tmp_path)
     assert set(now) == {*done, "0004-a-white-square.mp4", "0004-a-white-square.json"}
     assert {name for name in done if done[name] != now[name]} == {"ring.mp4", "ring.json"}
@@ -98,11 +98,11 @@ def test_started_again_it_makes_what_is_missing(
         ),
         ({"line": '{"prompt": "a blue ring", "seed": 9, "output": "ring"}'}, 'asks for "a blue ring"'),
         ({"options": ["--steps", "3"]}, "num_inference_steps 2; the line asks for 3 (2 more lines are like that)"),
-        ({"options": ["--cache", "delta"]}, 'with methods []; the line asks for ["delta"] (2 more'),
+        ({"options": ["--preset", "fast"]}, 'with methods []; the line asks for ["delta"] (2 more'),
         ({"side": {"weights_hash": "0123456789abcdef"}}, "with weights with the hash 0123456789abcdef; now it is"),
         ({"side": {"kind": "something"}}, "does not describe a result"),
         ({"side": {"job": None}}, "ring.json was not written by --prompts"),
-        ({"gone": "ring.json"}, "ring.mp4 is there without ring.json"),
+        ({"gone": "ring.json"}, "ring.mp4 is there without the ring.json that says what it is"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -155,7 +155,7 @@ def test_a_line_that_fails_is_reported_and_tried_again(
             result = accel(*JOB, "--format", "json")
             assert result.code == 1
             assert [line["state"] for line in result.json["lines"]] == [
-                *(("made", "failed", "made") if start == 0 else ("was there", "failed", "was there"))
+                *(("made", "failed", "made") if start == 0 else ("there before", "failed", "there before"))
             ]
             errors = [line for line in result.err.splitlines() if line.startswith("accel: error: ")]
             assert errors == [

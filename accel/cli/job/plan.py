@@ -91,9 +91,13 @@ def plan(file: Path, lines: Sequence[Line], folder: Path, base: Request, pipelin
 def check_on(pipe: Any, plan: Plan, base: Request) -> None:
     """Checks every line on the loaded pipeline, which alone knows what sizes it takes."""
     call.check_call(pipe, base)
+    checked = set()
     for item in plan.items:
         with blaming(plan.file, item.number):
-            call.check_call(pipe, item.request)
+            settings = (*sorted(item.request.call.items()), item.request.image is None)
+            if settings not in checked:
+                call.check_call(pipe, item.request)
+                checked.add(settings)
             call.prompt_argument(pipe, item.request)
 
 

@@ -36,8 +36,8 @@ class Processes:
         wrong = next((name for name, value in values.items() if not value.isdecimal()), None)
         if wrong is not None:
             raise AccelError(
-                f"WORLD_SIZE is {values['WORLD_SIZE']!r}, but {wrong} is {values[wrong]!r}; "
-                "start with accelerate launch or torchrun, which set both, or unset WORLD_SIZE"
+                f"{wrong} is {values[wrong]!r}, which is no whole number; start with accelerate launch or torchrun, "
+                "which set RANK, WORLD_SIZE and LOCAL_RANK, or unset WORLD_SIZE"
             )
         found = cls(int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]))
         if found.rank >= found.count:
@@ -114,6 +114,6 @@ class Group:
         try:
             torch.distributed.all_gather_object(found, of_this, group=self._group)
         except RuntimeError as error:
-            raise RunFailed("another process of this job ended before its lines were done") from error
+            raise RunFailed("another process of this job ended before its lines were done; start it again") from error
         self._state.destroy_process_group()
         return found

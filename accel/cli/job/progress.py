@@ -71,17 +71,17 @@ class Progress:
 
     def end(self, outcome: Outcome) -> None:
         """A line has ended."""
-        if outcome.state == "not begun" or not self._processes.local_main:
+        item, total = self._items[outcome.number], len(self._items)
+        if outcome.state == "not begun" or item.media.name not in self._missing or not self._processes.local_main:
             return
         self._settled += 1
-        total, item = len(self._items), self._items[outcome.number]
         settled = self._settled if self._processes.count == 1 else max(self._settled, self._made())
         left = len(self._missing) - settled
-        what = {
-            "made": f"{item.media.name}, {outcome.seconds:.1f} s",
-            "was there": f"{item.media.name} is there by now",
-            "failed": f"failed: {outcome.why}",
-        }[outcome.state]
+        what = f"{item.media.name} is there by now"
+        if outcome.state == "failed":
+            what = f"failed: {outcome.why}"
+        elif outcome.seconds is not None:
+            what = f"{item.media.name}, {outcome.seconds:.1f} s"
         rest = "none left"
         if left > 0:
             rest = f"{left} left, about {_duration((time.perf_counter() - self._began) / settled * left)}"

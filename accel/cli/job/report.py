@@ -17,7 +17,8 @@ from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.reporting import side_file
 
-_STATES = ("made", "was there", "failed", "not begun")
+State = Literal["made", "there before", "failed", "not begun"]
+_STATES: tuple[State, ...] = ("made", "there before", "failed", "not begun")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Outcome:
     """How one line ended: with its seconds if it was made, with the reason if it was not."""
 
     number: int
-    state: Literal["made", "was there", "failed", "not begun"]
+    state: State
     seconds: float | None = None
     why: str = ""
 

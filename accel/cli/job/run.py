@@ -90,7 +90,7 @@ def carry_out(job: Job, processes: Processes) -> None:
         share = todo.items[processes.rank :: processes.count]
         outcomes = _Worker(job, todo, ready, progress).work(share, found)
     else:
-        outcomes = [Outcome(item.number, "was there") for item in todo.items]
+        outcomes = [Outcome(item.number, "there before") for item in todo.items]
     progress.wait()
     said = group.gather(outcomes)
     if not processes.main:
@@ -156,7 +156,7 @@ class _Worker:
                 left.append(item)
             else:
                 item.error.unlink(missing_ok=True)
-                self._outcomes.append(Outcome(item.number, "was there"))
+                self._outcomes.append(Outcome(item.number, "there before"))
         if not left:
             return self._outcomes
         self._job.folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ class _Worker:
             now = of_model(look(item), item, weights=self._ready.weights, dtype=self._dtype)
             if now.standing is Standing.DONE:
                 item.error.unlink(missing_ok=True)
-                self._end(Outcome(item.number, "was there"))
+                self._end(Outcome(item.number, "there before"))
             else:
                 self._attempt(item, now, session)
         return True
@@ -219,8 +219,8 @@ class _Worker:
 
     def _make(self, item: Item, session: Session | None, *, replacing: bool) -> None:
         ready = self._ready
-        # Which of several devices it was says nothing to whoever makes it again.
-        device = torch.device(ready.request.device or "cpu").type
+        # Which of several devices it was by chance says nothing to whoever makes it again.
+        device = self._job.base.device or torch.device(ready.request.device or "cpu").type
         asked = replace(item.request, dtype=ready.request.dtype, device=device)
         timed = call_once(ready.pipe, asked, call.call_arguments(ready.pipe, asked))
         frames = call.frames_of(timed.output)
