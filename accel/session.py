@@ -103,6 +103,14 @@ class Session:
             return self._final
         return summarize(self._pipe, self._facts, self.config, self._methods, self._recorder)
 
+    def forget(self) -> None:
+        """Drops the records of the runs so far, so that a summary tells of those from here on and memory does not grow.
+
+        Acceleration goes on as it was. Does nothing after `disable`, when the summary is final.
+        """
+        self._recorder.forget()
+        self._outside_before = 0
+
     def _take_off(self) -> None:
         # A step may fail, as where the file of a dropped weight is gone; the next attempt goes on with it.
         with torch.inference_mode(False):

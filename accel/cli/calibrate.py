@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from accel.cli import methods
+from accel.cli.job.prompts import read, where
 from accel.cli.libraries import quiet_libraries
 from accel.cli.options import CALL, NUMBER, WHOLE, Dtype, Offload, option
 from accel.cli.printing import Format
@@ -45,7 +46,7 @@ def calibrate(
         list[str] | None, option(_WHAT, "What to show; one run for each, may be repeated.", metavar="TEXT")
     ] = None,
     prompts: Annotated[
-        Path | None, option(_WHAT, "Text file with a prompt on each line, instead of --prompt.", metavar="FILE")
+        Path | None, option(_WHAT, "Instead of --prompt: a text file with a prompt on each line.", metavar="FILE")
     ] = None,
     negative_prompt: Annotated[str | None, option(_WHAT, "What not to show.", metavar="TEXT")] = None,
     num_inference_steps: Annotated[
@@ -142,13 +143,11 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
         raise AccelError("there is no prompt: give some with --prompt, or a file with one on each line with --prompts")
     if given:
         raise AccelError("--prompt and --prompts both say what to show; give one of the two")
-    try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise AccelError(f"{file} is not a text file in UTF-8; give one with a prompt on each line") from error
-    except OSError as error:
-        raise AccelError(f"cannot read the prompts {file}: {str(error.strerror).lower()}") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise AccelError(f"{file} has no prompts; write one on each line")
-    return found
+    lines = read(file.expanduser())
+    odd = next((line for line in lines if line.settings), None)
+    if odd is not None:
+        raise AccelError(
+            f'{where(file, odd.number)}: "{next(iter(odd.settings))}" is a setting of one line, and all runs of a '
+            "calibration have the same; leave it out"
+        )
+    return [line.prompt for line in lines]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,34 +29,58 @@ def makes_video(pipe: Any) -> bool:
     return "num_frames" in parameters_of(pipe)
 
 
+def check_call(pipe: Any, request: Request) -> None:
+    """Refuses what the pipeline does not take, what would do nothing or be rounded, and what it needs and has not got.
+
+    `pipe` may be a pipeline's class, before it is loaded; what sizes it takes is known of a pipeline only.
+    """
+    parameters, name = parameters_of(pipe), _name(pipe)
+    for argument in request.call:
+        if argument not in parameters:
+            raise AccelError(f"{name} takes no {option(argument)}; leave it out")
+    if not isinstance(pipe, type):
+        _check_sizes(pipe, request.call)
+    _check_negative(name, request.call, parameters)
+    if request.fps is not None and not makes_video(pipe):
+        raise AccelError(f"{name} makes an image, which has no --fps; leave it out")
+    if not parameters.keys() & {"prompt", "class_labels"}:
+        raise AccelError(f"{name} takes no prompt; use it from Python, with accel.enable")
+    if request.image is not None and "image" not in parameters:
+        raise AccelError(f"{name} takes no --image; leave it out, or use an image-to-image model")
+    given = {*request.call, "prompt", "class_labels", "image" if request.image is not None else ""}
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]
+    if missing:
+        needed = ", ".join("--image" if n == "image" else n for n in missing)
+        raise AccelError(f"{name} needs {needed}, which is not given; what has no option can be given from Python only")
+
+
 def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
     """All arguments for `pipe(**arguments)`; a fresh generator, frames as numpy arrays.
 
-    Raises `AccelError` for an option that the pipeline does not take, for one that would do nothing or be rounded, and
-    for an argument that the pipeline needs and the command line cannot give.
+    Raises `AccelError` as `check_call` does, and for a prompt that names nothing that the pipeline draws.
     """
-    parameters, name = parameters_of(pipe), type(pipe).__name__
-    arguments = dict(request.call)
-    for argument in arguments:
-        if argument not in parameters:
-            raise AccelError(f"{name} takes no {option(argument)}; leave it out")
-    _check_sizes(pipe, arguments)
-    _check_negative(name, arguments, parameters)
-    if request.fps is not None and not makes_video(pipe):
-        raise AccelError(f"{name} makes an image, which has no --fps; leave it out")
-    arguments.update(_prompt(pipe, request, parameters))
+    check_call(pipe, request)
+    arguments = {**request.call, **prompt_argument(pipe, request)}
     if request.image is not None:
-        if "image" not in parameters:
-            raise AccelError(f"{name} takes no --image; leave it out, or use an image-to-image model")
         with Image.open(request.image.name) as image:
             arguments["image"] = image.convert("RGB")
     arguments["generator"] = torch.Generator().manual_seed(request.seed)
     arguments["output_type"] = "np"
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
-    if missing:
-        needed = ", ".join("--image" if n == "image" else n for n in missing)
-        raise AccelError(f"{name} needs {needed}, which is not given; what has no option can be given from Python only")
     return arguments
+
+
+def prompt_argument(pipe: Any, request: Request) -> dict[str, Any]:
+    """The prompt as the pipeline takes it: a text, or a class."""
+    if "prompt" in parameters_of(pipe):
+        return {"prompt": request.prompt}
+    if request.prompt.strip().isdecimal():
+        return {"class_labels": [int(request.prompt)]}
+    try:
+        return {"class_labels": pipe.get_label_ids([request.prompt])}
+    except ValueError as error:
+        raise AccelError(
+            f"{_name(pipe)} draws classes, and {request.prompt!r} is none of them; give a name or a number"
+        ) from error
 
 
 def frames_per_second(pipe: Any, request: Request) -> float | None:
@@ -92,24 +117,19 @@ def frames_of(output: Any) -> np.ndarray:
 
 
 def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
-    """What the pipeline's call takes by name."""
+    """What the call of a pipeline, or of pipelines of a class, takes by name."""
+    return _parameters((pipe if isinstance(pipe, type) else type(pipe)).__call__)
+
+
+@lru_cache(maxsize=8)
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {n: p for n, p in inspect.signature(pipe.__call__).parameters.items() if p.kind in kinds}
+    found = inspect.signature(function).parameters.items()
+    return {name: p for name, p in found if p.kind in kinds and name != "self"}
 
 
-def _prompt(pipe: Any, request: Request, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    if "prompt" in parameters:
-        return {"prompt": request.prompt}
-    if "class_labels" not in parameters:
-        raise AccelError(f"{type(pipe).__name__} takes no prompt; use it from Python, with accel.enable")
-    if request.prompt.strip().isdecimal():
-        return {"class_labels": [int(request.prompt)]}
-    try:
-        return {"class_labels": pipe.get_label_ids([request.prompt])}
-    except ValueError as error:
-        raise AccelError(
-            f"{type(pipe).__name__} draws classes, and {request.prompt!r} is none of them; give a name or a number"
-        ) from error
+def _name(pipe: Any) -> str:
+    return pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
 
 
 def _check_sizes(pipe: Any, arguments: Mapping[str, Any]) -> None:

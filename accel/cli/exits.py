@@ -39,12 +39,18 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             line = "interrupted"
         except (KeyboardInterrupt, typer.Abort):
             code, line = INTERRUPTED, "interrupted"
-        except AccelError as error:
-            code, line = REFUSED, " ".join(str(error).split())
         except Exception as error:
             code, line = _failure(error)
-    typer.echo(f"accel: error: {line}" if code != INTERRUPTED else f"accel: {line}", err=True)
+    if code == INTERRUPTED:
+        typer.echo(f"accel: {line}", err=True)
+    else:
+        complain(line)
     return code
+
+
+def complain(text: str) -> None:
+    """What went wrong, on one line of stderr."""
+    typer.echo(f"accel: error: {text}", err=True)
 
 
 def note(text: str) -> None:
@@ -63,21 +69,30 @@ def one_line(text: str) -> str:
     return flat if len(flat) <= _LONGEST else flat[: _LONGEST - 1] + "…"
 
 
+def in_one_line(error: Exception) -> str:
+    """What went wrong, for a person."""
+    if isinstance(error, AccelError):
+        return " ".join(str(error).split())
+    name = type(error).__name__
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "out of memory: try --cpu-offload model, --vae-tiling, fewer frames or a smaller size"
+    text = one_line(str(error))
+    if not text:
+        return f"{name} (ACCEL_DEBUG=1 shows where)"
+    return text if name in _PLAIN else f"{name}: {text}"
+
+
 def _failure(error: Exception) -> tuple[int, str]:
     message = getattr(error, "format_message", None)
     if callable(message):
         # What typer raises for bad usage; its class lives in another package in each version.
         text = one_line(message()).rstrip(".")
         return REFUSED, text[:1].lower() + text[1:]
+    if isinstance(error, AccelError):
+        return REFUSED, in_one_line(error)
     if debugging():
         traceback.print_exception(error)
-    name = type(error).__name__
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return FAILED, "out of memory: try --cpu-offload model, --vae-tiling, fewer frames or a smaller size"
-    text = one_line(str(error))
-    if not text:
-        return FAILED, f"{name} (ACCEL_DEBUG=1 shows where)"
-    return FAILED, text if name in _PLAIN else f"{name}: {text}"
+    return FAILED, in_one_line(error)
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from accel.cli import methods, outputs, request
+from accel.cli.job.processes import Processes
+from accel.cli.job.prompts import read
 from accel.cli.libraries import quiet_libraries
 from accel.cli.options import CALL, NUMBER, WHOLE, Dtype, Offload, option
 from accel.cli.printing import Format
@@ -19,6 +22,16 @@ _WITH_REPLAY = ("replay", "output", "overwrite", "form")
 
 def generate(
     prompt: Annotated[str | None, option(_WHAT, "What to show.", metavar="TEXT")] = None,
+    prompts: Annotated[
+        Path | None,
+        option(
+            _WHAT,
+            "Instead of --prompt: a text file with a prompt on each line, as text or as a JSON object with settings "
+            "of its own; one output for each in the folder --output. The other options hold for all lines. Started "
+            "again, it makes what is missing.",
+            metavar="FILE",
+        ),
+    ] = None,
     negative_prompt: Annotated[str | None, option(_WHAT, "What not to show.", metavar="TEXT")] = None,
     image: Annotated[str | None, option(_WHAT, "Picture to start from.", metavar="FILE")] = None,
     num_inference_steps: Annotated[
@@ -32,7 +45,8 @@ def generate(
         int | None,
         option(
             _WHAT,
-            "Start of the noise; drawn and reported if left out.",
+            "Start of the noise; drawn and reported if left out. With --prompts: of line 1, 0 if left out; each "
+            "further line takes the next.",
             min=0,
             **WHOLE,
         ),
@@ -98,7 +112,7 @@ def generate(
         option(
             _WHERE,
             "A file (.mp4, .gif, .png, .jpg, .webp), or a folder, which gets a numbered file. "
-            "If left out: a file named by date in outputs/.",
+            "If left out: a file named by date in outputs/, or with --prompts, a folder named as the file.",
             "--output",
             "-o",
             metavar="PATH",
@@ -111,27 +125,30 @@ def generate(
         option(_WHERE, "human, or json: one object on stdout, all else on stderr.", "--format", metavar="NAME"),
     ] = Format.HUMAN,
 ) -> None:
-    """Makes a video or an image from a prompt, accelerated, and says what the acceleration did.
+    """Makes a video or an image from a prompt, or many from a file, accelerated; says what the acceleration did.
 
     A JSON file beside the result holds all that made it; --replay makes the same again.
     """
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
-    target = outputs.destination(output, overwrite=overwrite, compare=compare_dense)
-    wanted = methods.MethodOptions()
     if replay is not None:
         extra = next((name for name in given if name not in _WITH_REPLAY), None)
         if extra is not None:
             raise AccelError(f"--replay takes its arguments from {replay}; leave {request.option(extra)} out")
-        asked = request.from_side_file(replay)
-    else:
-        if prompt is None:
-            raise AccelError('there is no prompt; try --prompt "a red circle moving left on a black background"')
-        wanted = methods.MethodOptions(
-            preset, config, attention, tuple(cache or ()), quantize, methods.settings(set_ or ())
-        )
-        asked = request.Request(
-            prompt=prompt,
-            seed=secrets.randbelow(2**32) if seed is None else seed,
+        target = outputs.destination(output, overwrite=overwrite, compare=False)
+        _one(request.from_side_file(replay), methods.MethodOptions(), target, form)
+        return
+    if prompts is not None and prompt is not None:
+        raise AccelError("--prompt and --prompts both say what to show; give one of the two")
+    if prompts is not None and compare_dense:
+        raise AccelError("--compare-dense compares one run; leave it out, or give one prompt with --prompt")
+    wanted = methods.MethodOptions(
+        preset, config, attention, tuple(cache or ()), quantize, methods.settings(set_ or ())
+    )
+
+    def asked(text: str, start: int) -> request.Request:
+        return request.Request(
+            prompt=text,
+            seed=start,
             model=model or "demo",
             size=size,
             call={name: given[name] for name in CALL if name in given},
@@ -145,7 +162,44 @@ def generate(
             loras=tuple(request.lora(name) for name in lora or ()),
             compare_dense=compare_dense,
         )
-    quiet_libraries(bars=form is Format.HUMAN and sys.stderr.isatty() and asked.model != "demo")
+
+    if prompts is not None:
+        _many(prompts.expanduser(), output, lambda text: asked(text, seed or 0), wanted, overwrite=overwrite, form=form)
+        return
+    if prompt is None:
+        raise AccelError(
+            'there is no prompt; try --prompt "a red circle moving left on a black background", or --prompts FILE'
+        )
+    target = outputs.destination(output, overwrite=overwrite, compare=compare_dense)
+    _one(asked(prompt, secrets.randbelow(2**32) if seed is None else seed), wanted, target, form)
+
+
+def _one(asked: request.Request, wanted: methods.MethodOptions, target: outputs.Destination, form: Format) -> None:
+    quiet_libraries(bars=_bars(asked, form))
     from accel.cli.run_generate import carry_out
 
     carry_out(asked, wanted, target, form)
+
+
+def _many(
+    file: Path,
+    output: str | None,
+    asked: Callable[[str], request.Request],
+    wanted: methods.MethodOptions,
+    *,
+    overwrite: bool,
+    form: Format,
+) -> None:
+    processes = Processes.of_environment()
+    with processes.one_voice():
+        folder = outputs.folder_for(file, output)
+        lines = read(file)
+        base = asked(lines[0].prompt)
+        quiet_libraries(bars=processes.local_main and _bars(base, form))
+        from accel.cli.job.run import Job, carry_out
+
+        carry_out(Job(file, lines, folder, base, wanted, overwrite, form), processes)
+
+
+def _bars(asked: request.Request, form: Format) -> bool:
+    return form is Format.HUMAN and sys.stderr.isatty() and asked.model != "demo"

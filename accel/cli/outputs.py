@@ -81,6 +81,17 @@ def destination(output: str | None, *, overwrite: bool, compare: bool) -> Destin
     return Destination(path.parent, path.name, numbered=False, overwrite=overwrite)
 
 
+def folder_for(prompts: Path, output: str | None) -> Path:
+    """The folder of `--prompts`; without `--output` it is called as the file, so that the next start finds it."""
+    if output is not None and not output.strip():
+        raise AccelError("--output is empty: give a folder such as clips/")
+    folder = DEFAULT_FOLDER / prompts.stem if output is None else Path(output).expanduser()
+    if folder.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not folder.is_dir():
+        raise AccelError(f"--prompts makes many files, and {folder} names one: give a folder, as in -o {folder.stem}/")
+    check_folder(folder)
+    return folder
+
+
 def _next_number(folder: Path, suffix: str) -> Path:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     numbers = [int(match[1]) for name in names if (match := _NUMBERED.match(name))]

@@ -22,7 +22,7 @@ from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.pipelines import demo
 from accel.reporting import side_file
-from accel.reporting.files import Writer, write_together
+from accel.reporting.files import Writer, text_writer, write_together
 from accel.reporting.video import encode
 
 
@@ -39,12 +39,12 @@ class Ready:
 
 def carry_out(request: Request, options: MethodOptions, target: Destination, form: Format) -> None:
     """Loads, runs, writes and reports; raises for everything that keeps the result from being written."""
-    config, origin = _methods(request, options)
+    config, origin = chosen_methods(request, options)
     if request.compare_dense and not config.methods:
         raise AccelError("--compare-dense has nothing to compare: no method is on")
     if request.model != "demo":
         say(f"loading {request.model}", form)
-    ready = _load(request, config)
+    ready = load_ready(request, config, place(request))
     pipe, request = ready.pipe, ready.request
     arguments = call.call_arguments(pipe, request)
     video = call.makes_video(pipe) and arguments.get("num_frames") != 1
@@ -72,7 +72,7 @@ def carry_out(request: Request, options: MethodOptions, target: Destination, for
     _say_what_ran(done, comparison, form)
     text = side_file.to_json(data)
     media, remark = encode(done.frames, files.media.suffix.lower(), data["output"]["fps"] or 1)
-    side: dict[Path, Writer] = {files.side: lambda path: _write_text(path, text)}
+    side: dict[Path, Writer] = {files.side: text_writer(text)}
     write_together({files.media: media, **sheet, **side}, overwrite=target.overwrite)
     _say_what_was_written(files, data, remark, form)
     if form is Format.JSON:
@@ -80,17 +80,18 @@ def carry_out(request: Request, options: MethodOptions, target: Destination, for
         emit({**data, "paths": {name: path and os.path.abspath(path) for name, path in paths.items()}})
 
 
-def _methods(request: Request, options: MethodOptions) -> tuple[AccelConfig, str]:
+def chosen_methods(request: Request, options: MethodOptions) -> tuple[AccelConfig, str]:
+    """The configuration that the options mean for the model, and a word for where it comes from."""
     if request.recorded is not None:
         return AccelConfig.from_dict(request.recorded["acceleration"]), "as recorded"
     folder = demo.WEIGHTS if request.model == "demo" else Path(request.model).expanduser()
     return methods.resolve(options, folder if folder.is_dir() else None)
 
 
-def _load(request: Request, config: AccelConfig) -> Ready:
+def load_ready(request: Request, config: AccelConfig, device: str) -> Ready:
+    """Loads the pipeline that a request asks for, onto a device."""
     from accel.pipelines.loading import weights_folder, weights_hash
 
-    device = place(request)
     dtype = number_format(request, device)
     began = time.perf_counter()
     pipe = load(request, device, dtype)
@@ -141,7 +142,3 @@ def _say_what_was_written(files: OutputFiles, data: dict[str, Any], remark: str,
     elif replay is not None:
         here, there = output["frames_sha256"][:16], str(replay["recorded_sha256"])[:16]
         note(f"the bits differ from the recorded ones: the frames' sha256 is {here}, recorded was {there}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

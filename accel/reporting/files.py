@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,6 +13,8 @@ from pathlib import Path
 from accel.errors import AccelError
 
 Writer = Callable[[Path], None]
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:part|old)(?:\.\w+)?", re.DOTALL)
 
 
 class WriteError(OSError):
@@ -46,9 +48,10 @@ def check_free(targets: Iterable[Path], *, overwrite: bool) -> None:
 def write_together(files: Mapping[Path, Writer], *, overwrite: bool = False) -> None:
     """Writes all files or none.
 
-    Every writer gets the path of a temporary file in its target's folder. The files are moved to their targets when
-    all of them are complete and on the disk. Whatever fails before that, an interruption included, leaves the targets
-    as they were. Missing folders are made, and taken away again on failure.
+    Every writer gets the path of a temporary file in its target's folder. The files are moved to their targets, in the
+    order given, when all of them are complete and on the disk: where the last one is, all are, even if the process is
+    killed. Whatever fails before that, an interruption included, leaves the targets as they were. Missing folders are
+    made, and taken away again on failure.
 
     Raises:
         AccelError: a target exists and `overwrite` is not given.
@@ -79,13 +82,38 @@ def write_together(files: Mapping[Path, Writer], *, overwrite: bool = False) -> 
                     folder.rmdir()
 
 
+def text_writer(text: str) -> Writer:
+    """A writer of a text, in UTF-8."""
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def leftovers(folder: Path) -> dict[str, list[Path]]:
+    """Temporary files of `write_together` that processes which were killed have left, by their target's stem.
+
+    Those of a process that is writing now are among them.
+    """
+    found: dict[str, list[Path]] = {}
+    if folder.is_dir():
+        for name in os.listdir(folder):
+            match = _TEMPORARY.fullmatch(name)
+            if match:
+                found.setdefault(match[1], []).append(folder / name)
+    return found
+
+
 def _move(temporary: Mapping[Path, Path], *, overwrite: bool) -> None:
-    """Moves every temporary file to its target; when one cannot be moved, those before it are moved back."""
-    kept = {target: _beside(target, "old") for target in temporary if overwrite and target.exists()}
+    """Moves every temporary file to its target, in order; when one cannot be moved, all targets are as they were."""
+    aside = {target: _beside(target, "old") for target in temporary if overwrite and target.exists()}
     placed: list[Path] = []
     try:
-        for target, copy in kept.items():
-            _keep(target, copy)
+        # All old ones go before the first new one comes, the last first: whoever is killed in between must not leave
+        # files beside each other that do not belong together.
+        for target in reversed(aside):
+            os.replace(target, aside[target])
         for target, path in temporary.items():
             # Somebody else may have made the file during the run.
             check_free([target], overwrite=overwrite)
@@ -96,23 +124,14 @@ def _move(temporary: Mapping[Path, Path], *, overwrite: bool) -> None:
     except BaseException:
         for target in placed:
             # A target is ours to take back only when its temporary file has gone there.
-            if temporary[target].exists():
-                continue
-            if target in kept:
-                os.replace(kept[target], target)
-            else:
+            if not temporary[target].exists():
                 target.unlink(missing_ok=True)
+        for target, old in aside.items():
+            if old.exists():
+                os.replace(old, target)
         raise
-    finally:
-        for copy in kept.values():
-            copy.unlink(missing_ok=True)
-
-
-def _keep(target: Path, copy: Path) -> None:
-    try:
-        os.link(target, copy)
-    except OSError:
-        shutil.copy2(target, copy)
+    for old in aside.values():
+        old.unlink(missing_ok=True)
 
 
 def _missing_folders(targets: Iterable[Path]) -> list[Path]:

@@ -28,7 +28,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: `pipeline`, `family`, `config` as asked for, `settings` as they held, and per run its size, its
-        seconds, the methods' figures, the blocks that each of them did what with, fallbacks and notes.
+        seconds, the methods' figures and counts, the blocks that each of them did what with, fallbacks and notes.
         """
         return json.loads(self.to_json())
 
@@ -81,6 +81,8 @@ def _run(record: RunRecord, methods: list[Method]) -> dict[str, Any]:
         "denoiser_seconds": record.denoiser_seconds,
         "state": record.state,
         "methods": {method.config.method: method.report(record) for method in methods},
+        # Calls of blocks, attentions or linears, by what the method did with them.
+        "counts": {method.config.method: record.counts(method.config.method) for method in methods},
         # Which blocks, by denoiser, branch and step.
         "blocks": {method.config.method: record.what_ran(method.config.method) for method in methods},
         "fallbacks": [

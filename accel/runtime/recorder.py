@@ -72,6 +72,14 @@ class RunRecord:
             if by == method and what in (None, said)
         )
 
+    def counts(self, method: str) -> dict[str, int]:
+        """Block calls by what the method said."""
+        found: Counter[str] = Counter()
+        for (by, said, *_), blocks in self.events.items():
+            if by == method:
+                found[said] += blocks.bit_count()
+        return dict(sorted(found.items()))
+
     def count_by_step(self, method: str, what: str) -> list[int]:
         """The same for each step."""
         counts = dict.fromkeys(self._steps, 0)
@@ -143,6 +151,11 @@ class Recorder:
         record._figures = {key: _joined(values) for key, values in record._figures.items()}
         if not record.steps_seen and not record.notes:
             self.runs.pop()
+
+    def forget(self) -> None:
+        """Drops the records of the runs that are over."""
+        self.runs = [record for record in self.runs if record.state == "running"]
+        self.outside_calls = 0
 
     def event(self, method: str, what: str, moment: Moment, block: int) -> None:
         """Counts one block call."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from accel.errors import AccelError
-from accel.reporting.files import WriteError, check_folder, check_free, write_together
+from accel.reporting.files import WriteError, check_folder, check_free, leftovers, write_together
 
 
 def text(value: str):
@@ -67,17 +67,41 @@ def test_a_failing_move_is_taken_back(
     assert contents(tmp_path) == {"a": "old"}
 
 
-def test_without_links_the_old_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*args: Path) -> None:
-        raise OSError(1, "Operation not permitted")
+@pytest.mark.parametrize("killed_at", range(1, 7))
+def test_a_kill_leaves_nothing_that_does_not_belong_together(
+    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two old files are replaced by two new ones; whenever the process dies, no old one is beside a new one."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
 
-    monkeypatch.setattr(os, "link", no_link)
-    (tmp_path / "a").write_text("old")
-    with pytest.raises(ValueError):
-        write_together({tmp_path / "a": text("1"), tmp_path / "b": failing(ValueError())}, overwrite=True)
-    assert contents(tmp_path) == {"a": "old"}
-    write_together({tmp_path / "a": text("1")}, overwrite=True)
-    assert contents(tmp_path) == {"a": "1"}
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+
+    def dying(act):
+        def counted(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls >= killed_at:
+                # Nothing after this moment reaches the disk.
+                raise Killed
+            return act(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(os, "replace", dying(os.replace))
+    monkeypatch.setattr(Path, "unlink", dying(Path.unlink))
+    with pytest.raises(Killed):
+        write_together({tmp_path / "a": text("new"), tmp_path / "b": text("new")}, overwrite=True)
+    monkeypatch.undo()
+    there = {name: (tmp_path / name).read_text() for name in ("a", "b") if (tmp_path / name).exists()}
+    assert set(there.values()) in ({"old"}, {"new"}, set())
+    # The last comes last.
+    assert there.get("b") != "new" or there.get("a") == "new"
+    hidden = sum(len(paths) for paths in leftovers(tmp_path).values())
+    assert hidden == len(list(tmp_path.iterdir())) - len(there)
 
 
 def test_a_file_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
