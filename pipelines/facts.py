@@ -27,6 +27,8 @@ class AttentionSite:
     dispatched: bool
     # Keyword of the block's call that carries a key mask into this attention, if there is one.
     mask: str | None = None
+    # Some blocks of the stack are without it, and have None in its place.
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class BlockStack:
     attention: tuple[AttentionSite, ...]
     # Config field that says next to which block of the main path each of these runs, where the stack is none of it.
     depths: str | None = None
+    # Attribute of the blocks that is true in one that returns None for the text, which nothing needs behind it.
+    ends_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,14 @@ class Guidance:
     unconditional branch (a pipeline whose users may still ask for true guidance makes separate calls then).
     `order`: the branches in the order of the calls, or of the halves of the batch.
     `named`: whether the pipeline tells the branch through the transformer's `cache_context`.
+    `told_by`: arguments of the transformer that make a call which is given one a branch of its own beside those of
+    `order`, and the branch's name.
     """
 
     form: Literal["separate", "batched", "distilled"]
     order: tuple[str, ...]
     named: bool
+    told_by: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ _PROMPTED = {
 _VIDEO = {**_PROMPTED, "height": 48, "width": 64, "num_frames": 5}
 _WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 _FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
+_SD3 = {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0}
 _DUAL_AND_SINGLE = ("transformer_blocks", "single_transformer_blocks")
 
 _CASES = (
@@ -199,12 +200,13 @@ _CASES = (
         "sd3_heun",
         "sd3",
         image.sd3_heun,
-        {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0},
+        _SD3,
         stacks=("transformer_blocks",),
         tokens=576,
         text_tokens=16 + TEXT_TOKENS,
         forwards={"transformer": 2 * STEPS - 1},
     ),
+    TinyCase("sd35", "sd3", image.sd35, _SD3, ("transformer_blocks",), 576, 16 + TEXT_TOKENS),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

@@ -198,7 +198,7 @@ class BlockDeltas:
             self._context.board.keep_change(site.index)
         output = proceed(*args, **kwargs)
         if plan.capture:
-            self._capture(branch, moment, site, streams, site.unpack(output))
+            self._capture(branch, moment, site, streams, site.unpack(output, streams))
             if site.index == plan.blocks[-1]:
                 self._leave(branch, moment)
         return self._computed(site, moment, output)

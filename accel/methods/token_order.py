@@ -137,7 +137,7 @@ class ForwardOrder:
             if value is not None:
                 moved = self._moved(forward, order, argument, value)
                 args, kwargs = site.with_argument(argument.name, moved, args, kwargs)
-        streams = list(site.unpack(proceed(*args, **kwargs)))
+        streams = list(site.unpack(proceed(*args, **kwargs), site.streams(args, kwargs)))
         place = site.stack.streams.index(_STREAM)
         if last:
             streams[place] = order.restore(streams[place])

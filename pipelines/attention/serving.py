@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from accel.pipelines.attention.call import Attend, AttentionCall
-from accel.pipelines.sites import BlockSite
+from accel.pipelines.sites import TEXT_STREAM, BlockSite
 
 _SERVING: ContextVar[tuple[Attend, int | None] | None] = ContextVar("accel_attend", default=None)
 
@@ -44,5 +44,5 @@ def served(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Te
 def text_length(site: BlockSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Tokens of text in one call of the block, which are a stream of their own; 0 without such a stream."""
     streams = dict(zip(site.stack.streams, site.streams(args, kwargs), strict=True))
-    text = streams.get("encoder_hidden_states")
+    text = streams.get(TEXT_STREAM)
     return 0 if text is None else text.shape[1]

@@ -32,8 +32,8 @@ def test_blocks_and_attention_sites_are_where_the_facts_say(name: str) -> None:
                 for path, module in site.module.named_modules()
                 if hasattr(module, "processor")
             }
-            assert found == {attention.path: attention.processor for attention in site.stack.attention}
-            for attention in site.stack.attention:
+            assert found == {attention.path: attention.processor for attention in site.attention}
+            for attention in site.attention:
                 assert attention.mask is None or attention.mask in site.parameters
 
 
@@ -50,7 +50,7 @@ def test_attention_sites_call_what_the_facts_say(name: str, monkeypatch: pytest.
     case = FAMILIES[name]
     pipe = case.build()
     facts = inspect_pipeline(pipe)
-    expected = {a.dispatched for site in facts.denoisers[0].blocks for a in site.stack.attention}
+    expected = {a.dispatched for site in facts.denoisers[0].blocks for a in site.attention}
     transformer_module = importlib.import_module(type(pipe.transformer).__module__.replace("_vace", ""))
     original = getattr(transformer_module, "dispatch_attention_fn", None)
     dispatched = 0
@@ -134,9 +134,13 @@ def test_streams_are_read_and_packed_as_the_block_does(name: str) -> None:
         def check(module: torch.nn.Module, args: tuple, kwargs: dict, output: object, site: BlockSite = site) -> None:
             nonlocal seen
             seen += 1
-            inputs, outputs = site.streams(args, kwargs), site.unpack(output)
+            inputs = site.streams(args, kwargs)
+            outputs = site.unpack(output, inputs)
             assert [tuple(a.shape) for a in inputs] == [tuple(b.shape) for b in outputs]
-            assert type(site.pack(outputs)) is type(output)
+            packed = site.pack(outputs)
+            assert type(packed) is type(output)
+            if isinstance(output, tuple):
+                assert all(a is b for a, b in zip(packed, output, strict=True))
             # The stream that the facts call `hidden_states` is the picture, the other is the text.
             lengths = dict(zip(site.stack.streams, (s.shape[1] for s in outputs), strict=True))
             assert lengths["hidden_states"] in case.lengths

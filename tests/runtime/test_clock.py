@@ -140,6 +140,7 @@ EXPECTED = {
     "dit": (8, ["cond_uncond"]),
     # The Heun scheduler evaluates the model twice in each of its eight steps but the last.
     "sd3_heun": (15, ["cond_uncond"]),
+    "sd35": (8, ["cond_uncond"]),
 }
 
 
