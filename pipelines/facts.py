@@ -71,12 +71,14 @@ class TokenGrid:
     """How the transformer's `hidden_states` argument becomes a row-major grid of tokens.
 
     `patch` names the config fields that hold the patch size along (time, height, width); None stands for 1. With the
-    layout "BNC" the pipeline has packed the tokens already and `ids` names the argument with a row (axis, h, w) each.
+    layout "BNC" the pipeline has packed the tokens already: `ids` names the argument with a row (axis, h, w) each, or
+    `shapes` the one with the (time, height, width) of every image of each sample, which are one grid if there is one.
     """
 
     layout: Layout
     patch: tuple[str | None, str | None, str | None] = (None, None, None)
     ids: str | None = None
+    shapes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,13 @@ class TokenArgument:
     """An argument of the blocks with an entry for each image token along `axis`: a tensor, or a tuple of tensors.
 
     `with_text`: the axis has the tokens of the text too, where the family's sequence has them.
+    `first_alone`: of a tuple, the first tensor is that of the image, and the others are not.
     """
 
     name: str
     axis: int
     with_text: bool = False
+    first_alone: bool = False
 
 
 @dataclass(frozen=True)

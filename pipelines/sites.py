@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -131,6 +132,10 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
             return None
         _, height, width = (int(n) + 1 for n in ids.reshape(-1, 3).amax(0).tolist())
         return 1, height, width
+    if grid.shapes is not None:
+        images = {tuple(shape) for sample in denoiser.argument(grid.shapes, args, kwargs) or () for shape in sample}
+        one_each = hidden_states.shape[1] == math.prod(next(iter(images), ()))
+        return next(iter(images)) if len(images) == 1 and one_each else None
     if hidden_states.ndim != len(grid.layout):
         return None
     sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))

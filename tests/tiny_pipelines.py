@@ -19,7 +19,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
-from tests.tiny import image, video
+from tests.tiny import guided_twice, image, video
 from tests.tiny.weights import seeded
 
 STEPS = 8
@@ -116,6 +116,8 @@ _VIDEO = {**_PROMPTED, "height": 48, "width": 64, "num_frames": 5}
 _WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 _FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
 _SD3 = {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0}
+_QWEN = {**_PROMPTED, "negative_prompt": "a bad fox", "height": 88, "width": 104, "true_cfg_scale": 4.0}
+_TWICE = {"transformer": 2 * STEPS}
 _DUAL_AND_SINGLE = ("transformer_blocks", "single_transformer_blocks")
 
 _CASES = (
@@ -207,6 +209,7 @@ _CASES = (
         forwards={"transformer": 2 * STEPS - 1},
     ),
     TinyCase("sd35", "sd3", image.sd35, _SD3, ("transformer_blocks",), 576, 16 + TEXT_TOKENS),
+    TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 9, _TWICE),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

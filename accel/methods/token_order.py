@@ -162,7 +162,9 @@ class ForwardOrder:
         if known is None or known[0] is not value:
             prefix = argument.with_text and self._context.facts.family.text == "prefix"
             parts = value if isinstance(value, tuple) else (value,)
-            moved = tuple(_in_order(part, order.gather, argument.axis, prefix) for part in parts)
+            number = 1 if argument.first_alone else len(parts)
+            ordered = (_in_order(part, order.gather, argument.axis, prefix) for part in parts[:number])
+            moved = (*ordered, *parts[number:])
             known = forward.moved[argument.name] = value, moved if isinstance(value, tuple) else moved[0]
         return known[1]
 

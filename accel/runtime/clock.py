@@ -107,8 +107,8 @@ class Clock:
     ) -> Iterator[Moment | None]:
         """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment.
 
-        `grid` tells its tokens; it is asked within a run only. `chunk`: how many chunks were made before. `branch`: that
-        of the call, where its arguments tell.
+        `grid` tells its tokens; it is asked within a run only. `chunk`: how many chunks were made before. `branch`:
+        that of the call, where its arguments tell.
         """
         by_hand = self._guidance.named and self._branch is None
         if not self.running or by_hand:

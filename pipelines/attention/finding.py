@@ -16,6 +16,7 @@ from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
+from accel.pipelines.attention.qwenimage import QwenImageJointAttention
 from accel.pipelines.attention.sd3 import SD3JointAttention
 from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
@@ -32,6 +33,7 @@ _FORMS: dict[str, type[StandIn]] = {
         CogVideoXJointAttention,
         PlainSelfAttention,
         SD3JointAttention,
+        QwenImageJointAttention,
         AnyFlowChunkAttention,
     )
     for original in form.originals

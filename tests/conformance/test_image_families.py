@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Img2ImgPipeline
+from diffusers import QwenImageImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
 
 import accel
 from tests.conformance.cases import METHODS
@@ -57,11 +57,34 @@ def test_tokens_keep_their_order_where_layers_are_skipped() -> None:
     assert (tiled - plain).norm() < 0.2 * plain.norm()
 
 
-def test_stable_diffusion_3_image_to_image() -> None:
-    case = TINY["sd35"]
-    pipe = StableDiffusion3Img2ImgPipeline(**case.build().components)
+@pytest.mark.parametrize("tiling", ["call", "forward"])
+def test_padding_of_texts_before_the_image_is_handled_exactly(tiling: str) -> None:
+    """Each picture of a batch is what it is alone, and so, where nothing is padded, are the pictures of one batch."""
+    case, pipe = TINY["qwenimage"], TINY["qwenimage"].build()
+    prompts = ["a red fox", "two green hills and a lake"]
+    latents = torch.randn((2, 572, 16), generator=torch.Generator().manual_seed(3))
+    settings = {"attention": "adaspa", "density": 0.5, "tiling": tiling}
+    negative = {"negative_prompt": "a bad fox", "num_inference_steps": 3}
+    with accel.enable(pipe, **settings, search_steps=(0.0,)) as session:
+        both = case.run(pipe, prompt=prompts, latents=latents, **{**negative, "negative_prompt": ["a bad fox"] * 2})
+        run = last(session)
+        alone = [case.run(pipe, prompt=p, latents=x[None], **negative) for p, x in zip(prompts, latents, strict=True)]
+    assert METHODS["adaspa"].acted(run["methods"]["adaspa"]) and not run["fallbacks"]
+    assert tiling == "call" or run["methods"]["adaspa"]["tiled_forwards"] > 0
+    torch.testing.assert_close(both, torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
+IMAGE_TO_IMAGE = [("sd35", StableDiffusion3Img2ImgPipeline), ("qwenimage", QwenImageImg2ImgPipeline)]
+
+
+@pytest.mark.parametrize(("name", "kind"), IMAGE_TO_IMAGE)
+def test_image_to_image(name: str, kind: Any) -> None:
+    case = TINY[name]
+    base = case.build()
+    pipe = kind(**base.components)
     pipe.set_progress_bar_config(disable=True)
-    call = {"image": picture(48, 48), "strength": 0.75}
+    vars(pipe).update({key: value for key, value in vars(base).items() if key.startswith("prompt_template")})
+    call = {"image": picture(case.call["height"], case.call["width"]), "strength": 0.75}
     plain = case.run(pipe, **call)
     with accel.enable(pipe, **METHODS["delta"].active) as session:
         accelerated = case.run(pipe, **call)

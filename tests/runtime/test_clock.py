@@ -141,6 +141,7 @@ EXPECTED = {
     # The Heun scheduler evaluates the model twice in each of its eight steps but the last.
     "sd3_heun": (15, ["cond_uncond"]),
     "sd35": (8, ["cond_uncond"]),
+    "qwenimage": (8, ["cond", "uncond"]),
 }
 
 
