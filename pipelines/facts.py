@@ -44,6 +44,8 @@ class BlockStack:
     attention: tuple[AttentionSite, ...]
     # Config field that says next to which block of the main path each of these runs, where the stack is none of it.
     depths: str | None = None
+    # The stream `hidden_states` has the tokens of the text too, as the family's `text` says.
+    joined: bool = False
     # Attribute of the blocks that is true in one that returns None for the text, which nothing needs behind it.
     ends_text: str | None = None
 

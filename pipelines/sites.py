@@ -130,8 +130,9 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         ids = denoiser.argument(grid.ids, args, kwargs)
         if not isinstance(ids, torch.Tensor):
             return None
-        _, height, width = (int(n) + 1 for n in ids.reshape(-1, 3).amax(0).tolist())
-        return 1, height, width
+        rows = ids.reshape(-1, ids.shape[-1])
+        images, height, width = (int(n) + 1 for n in rows.amax(0).tolist()[:3])
+        return (1, height, width) if images == 1 and ids.shape[-2] == height * width else None
     if grid.shapes is not None:
         images = {tuple(shape) for sample in denoiser.argument(grid.shapes, args, kwargs) or () for shape in sample}
         one_each = hidden_states.shape[1] == math.prod(next(iter(images), ()))

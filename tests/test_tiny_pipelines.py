@@ -124,7 +124,9 @@ def test_output_is_finite_and_repeats(trial: Trial) -> None:
 def test_is_large_enough_and_calls_as_stated(trial: Trial) -> None:
     case = trial.case
     assert case.tokens >= 512
-    assert {call.before.shape[1] for calls in trial.blocks.values() for call in calls} == case.lengths
+    found = {(key[1], call.before.shape[1]) for key, calls in trial.blocks.items() for call in calls}
+    text = dict.fromkeys(case.joined, case.text_tokens)
+    assert {length - text.get(stack, 0) for stack, length in found} == case.lengths
     assert trial.forwards == case.forwards
     for name in case.forwards:
         denoiser = getattr(trial.pipe, name)
@@ -138,7 +140,7 @@ def test_is_large_enough_and_calls_as_stated(trial: Trial) -> None:
 def test_text_tokens_are_as_stated(trial: Trial) -> None:
     """A stream of text that the blocks return is the text in one sequence with the image or video."""
     returned = any(call.text_change is not None for calls in trial.blocks.values() for call in calls)
-    assert returned == (trial.case.text_tokens > 0)
+    assert returned == (trial.case.text_tokens > 0 and trial.case.joined != trial.case.stacks)
     if returned:
         assert trial.arguments["encoder_hidden_states"].shape[1] == trial.case.text_tokens
 

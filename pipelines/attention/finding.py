@@ -14,6 +14,7 @@ from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
+from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
 from accel.pipelines.attention.qwenimage import QwenImageJointAttention
@@ -33,6 +34,8 @@ _FORMS: dict[str, type[StandIn]] = {
         CogVideoXJointAttention,
         PlainSelfAttention,
         SD3JointAttention,
+        Flux2JointAttention,
+        Flux2ParallelAttention,
         QwenImageJointAttention,
         AnyFlowChunkAttention,
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from diffusers import QwenImageImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
+from PIL import Image
 
 import accel
+from accel.errors import AccelWarning
 from tests.conformance.cases import METHODS
 from tests.conformance.snapshot import snapshot
 from tests.tiny_pipelines import TINY
@@ -72,6 +75,26 @@ def test_padding_of_texts_before_the_image_is_handled_exactly(tiling: str) -> No
     assert METHODS["adaspa"].acted(run["methods"]["adaspa"]) and not run["fallbacks"]
     assert tiling == "call" or run["methods"]["adaspa"]["tiled_forwards"] > 0
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_to_go_by_leave_sparse_attention_dense() -> None:
+    """Their tokens stand behind those of the image, so that all of them are no grid; a cache does not mind."""
+    case, pipe = TINY["flux2"], TINY["flux2"].build()
+    pixels = numpy.arange(64 * 64 * 3, dtype=numpy.uint8).reshape(64, 64, 3)
+    call = {"image": Image.fromarray(pixels), "num_inference_steps": 3}
+    plain = case.run(pipe, **call)
+    assert not torch.equal(plain, case.run(pipe, num_inference_steps=3))
+    with (
+        accel.enable(pipe, attention="adaspa", density=0.5) as session,
+        pytest.warns(AccelWarning, match="adaspa was on and did nothing: the 1620 tokens are not one grid"),
+    ):
+        found = case.run(pipe, **call)
+    assert torch.equal(found, plain)
+    assert last(session)["methods"]["adaspa"]["attention_calls"] == 3 * 5
+    with accel.enable(pipe, cache="delta", dense_steps=0.0, boundary=1.0) as session:
+        found = case.run(pipe, **call)
+    assert METHODS["delta"].acted(last(session)["methods"]["delta"])
+    assert 0 < (found - plain).norm() < 0.3 * plain.norm()
 
 
 IMAGE_TO_IMAGE = [("sd35", StableDiffusion3Img2ImgPipeline), ("qwenimage", QwenImageImg2ImgPipeline)]

@@ -17,6 +17,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -56,9 +58,16 @@ def llama_tokenizer(max_length: int = 512) -> LlamaTokenizer:
 
 
 def qwen_tokenizer(max_length: int = 512) -> Qwen2Tokenizer:
-    """Single characters without marks of begin and end, padded on the right; a space is a character like any other."""
+    """Single characters without marks of begin and end, padded on the right; a space is a character like any other.
+
+    Of a chat, it reads what the user says, behind a mark.
+    """
     vocab = {token: index for index, token in enumerate(["<|endoftext|>", "\u0120", *CHARACTERS])}
-    return Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=max_length, padding_side="right")
+    said = "{{ m.content if m.content is string else m.content[0].text }}"
+    template = "{% for m in messages if m.role == 'user' %}>" + said + "{% endfor %}"
+    return Qwen2Tokenizer(
+        vocab=vocab, merges=[], model_max_length=max_length, padding_side="right", chat_template=template
+    )
 
 
 def t5_encoder(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
@@ -154,3 +163,20 @@ def qwen_vl_encoder(tokenizer: Qwen2Tokenizer, width: int) -> Qwen2_5_VLForCondi
     }
     config = Qwen2_5_VLConfig(text_config=text_config, vision_config=vision_config, **ids)
     return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3_encoder(tokenizer: Qwen2Tokenizer, width: int) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=width // HEADS,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=width**-0.5,
+    )
+    return Qwen3ForCausalLM(config)
