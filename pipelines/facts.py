@@ -17,11 +17,11 @@ class AttentionSite:
     """One attention module inside a block.
 
     `kind`: "self" and "joint" attend to the tokens of the call (and its text), "cross" to a text, "chunk" to the tokens
-    of the call and to kept keys and values of the chunks before.
+    of the call and to kept keys and values of the chunks before, "linear" to those of the call without a softmax.
     """
 
     path: str
-    kind: Literal["self", "cross", "joint", "chunk"]
+    kind: Literal["self", "cross", "joint", "chunk", "linear"]
     processor: str
     # Whether the processor calls diffusers' `dispatch_attention_fn`, or scaled_dot_product_attention itself.
     dispatched: bool

@@ -134,9 +134,10 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         images, height, width = (int(n) + 1 for n in rows.amax(0).tolist()[:3])
         return (1, height, width) if images == 1 and ids.shape[-2] == height * width else None
     if grid.shapes is not None:
-        images = {tuple(shape) for sample in denoiser.argument(grid.shapes, args, kwargs) or () for shape in sample}
-        one_each = hidden_states.shape[1] == math.prod(next(iter(images), ()))
-        return next(iter(images)) if len(images) == 1 and one_each else None
+        samples = denoiser.argument(grid.shapes, args, kwargs) or ()
+        images = {(int(time), int(height), int(width)) for sample in samples for time, height, width in sample}
+        one = images.pop() if len(images) == 1 else (0, 0, 0)
+        return one if math.prod(one) == hidden_states.shape[1] else None
     if hidden_states.ndim != len(grid.layout):
         return None
     sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))

@@ -193,6 +193,8 @@ def uniformly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call:
 
 def test_attention_is_far_from_uniform(trial: Trial) -> None:
     """What each token attends to is visible in the output, so an attention that picks wrongly is seen."""
+    if trial.case.name == "sana":
+        pytest.skip("a linear attention has no weights that a softmax would make")
     plain = trial.case.run(trial.pipe, num_inference_steps=2)
     # Of flex attention a mode of functions sees nothing.
     flex = trial.case.name == "anyflow_far"

@@ -19,7 +19,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
-from tests.tiny import guided_twice, image, joined, video
+from tests.tiny import guided_twice, image, joined, plain, video
 from tests.tiny.weights import seeded
 
 STEPS = 8
@@ -49,6 +49,8 @@ class TinyCase:
     """Frames of the video's chunks, for pipelines that make one after the other; `tokens` are those of the first."""
     filling: int = 0
     """How many of the forwards are no step: they keep the keys and values of chunks that are done."""
+    smaller: int = 16
+    """Pixels by which the height can be made less, where it can be chosen."""
     joined: tuple[str, ...] = ()
     """Stacks whose blocks are given image and text as one stream."""
 
@@ -119,6 +121,8 @@ _WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 _FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
 _SD3 = {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0}
 _QWEN = {**_PROMPTED, "negative_prompt": "a bad fox", "height": 88, "width": 104, "true_cfg_scale": 4.0}
+_PIXART = {**_SD3, "guidance_scale": 2.5, "use_resolution_binning": False, "clean_caption": False}
+_SANA = {**_PIXART, "complex_human_instruction": None, "height": 96, "width": 96}
 _FLUX2 = {**_FLUX, "text_encoder_out_layers": (0, 1, 2)}
 _TWICE = {"transformer": 2 * STEPS}
 _DUAL_AND_SINGLE = ("transformer_blocks", "single_transformer_blocks")
@@ -212,6 +216,8 @@ _CASES = (
         forwards={"transformer": 2 * STEPS - 1},
     ),
     TinyCase("sd35", "sd3", image.sd35, _SD3, ("transformer_blocks",), 576, 16 + TEXT_TOKENS),
+    TinyCase("pixart", "pixart", plain.pixart, _PIXART, ("transformer_blocks",), 576, 0),
+    TinyCase("sana", "sana", plain.sana, _SANA, ("transformer_blocks",), 576, 0, smaller=32),
     TinyCase("flux2", "flux2", joined.flux2, _FLUX2, _DUAL_AND_SINGLE, 572, TEXT_TOKENS, joined=_DUAL_AND_SINGLE[1:]),
     TinyCase(
         "flux2_klein",

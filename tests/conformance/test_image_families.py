@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from diffusers import QwenImageImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
+from diffusers import PixArtAlphaPipeline, QwenImageImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
 from PIL import Image
 
 import accel
@@ -97,22 +97,42 @@ def test_pictures_to_go_by_leave_sparse_attention_dense() -> None:
     assert 0 < (found - plain).norm() < 0.3 * plain.norm()
 
 
-IMAGE_TO_IMAGE = [("sd35", StableDiffusion3Img2ImgPipeline), ("qwenimage", QwenImageImg2ImgPipeline)]
+def test_tiling_once_is_refused_where_text_and_image_are_joined_half_way() -> None:
+    with pytest.raises(accel.AccelError, match=r"adaspa cannot tile once per forward: .*FLUX\.2.*use tiling='call'"):
+        accel.enable(TINY["flux2"].build(), attention="adaspa", tiling="forward")
 
 
-@pytest.mark.parametrize(("name", "kind"), IMAGE_TO_IMAGE)
-def test_image_to_image(name: str, kind: Any) -> None:
+@pytest.mark.parametrize("settings", [{"attention": "pisa"}, {"attention": "adaspa"}, {"cache": "flashblock"}])
+def test_linear_attention_refuses_what_works_on_softmax_attention(settings: dict[str, str]) -> None:
+    pipe = TINY["sana"].build()
+    before = snapshot(pipe)
+    with pytest.raises(accel.AccelError) as refused:
+        accel.enable(pipe, **settings)
+    (name,) = settings.values()
+    said = str(refused.value)
+    assert said.startswith(f"{name} works on ") and said.endswith("cache='delta' or cache='tdc' does without")
+    assert "that of Sana is linear attention; " in said and "\n" not in said
+    assert snapshot(pipe) == before
+
+
+OTHERS = {"sd35": StableDiffusion3Img2ImgPipeline, "qwenimage": QwenImageImg2ImgPipeline, "pixart": PixArtAlphaPipeline}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_pipeline_of_a_family(name: str) -> None:
+    """Image to image, but of PixArt."""
     case = TINY[name]
     base = case.build()
-    pipe = kind(**base.components)
+    pipe = OTHERS[name](**base.components)
     pipe.set_progress_bar_config(disable=True)
     vars(pipe).update({key: value for key, value in vars(base).items() if key.startswith("prompt_template")})
-    call = {"image": picture(case.call["height"], case.call["width"]), "strength": 0.75}
+    image = {"image": picture(case.call["height"], case.call["width"]), "strength": 0.75}
+    call, steps = ({}, 8) if name == "pixart" else (image, 6)
     plain = case.run(pipe, **call)
     with accel.enable(pipe, **METHODS["delta"].active) as session:
         accelerated = case.run(pipe, **call)
         assert torch.equal(case.run(pipe, **call), accelerated)
     run = last(session)
-    assert (run["state"], run["steps"], run["planned_steps"]) == ("finished", 6, 6)
+    assert (run["state"], run["steps"], run["planned_steps"]) == ("finished", steps, steps)
     assert METHODS["delta"].acted(run["methods"]["delta"])
     assert torch.equal(case.run(pipe, **call), plain)
