@@ -34,7 +34,7 @@ class BlockSite:
     stack: BlockStack
     parameters: tuple[str, ...]
     depth: int
-    attention: tuple[AttentionSite, ...]
+    attention: tuple[AttentionSite, ...] = ()
     ends_text: bool = False
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
