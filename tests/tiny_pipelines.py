@@ -120,8 +120,13 @@ _VIDEO = {**_PROMPTED, "height": 48, "width": 64, "num_frames": 5}
 _WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 _FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
 _SD3 = {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0}
-_QWEN = {**_PROMPTED, "negative_prompt": "a bad fox", "height": 88, "width": 104, "true_cfg_scale": 4.0}
-_PIXART = {**_SD3, "guidance_scale": 2.5, "use_resolution_binning": False, "clean_caption": False}
+# Both of one length, because a token is a character.
+_LONG = {
+    "prompt": "a red fox in the snow by a frozen lake",
+    "negative_prompt": "a blurred grey picture of nothing much",
+}
+_QWEN = {**_PROMPTED, **_LONG, "max_sequence_length": 64, "height": 88, "width": 104, "true_cfg_scale": 8.0}
+_PIXART = {**_SD3, "guidance_scale": 4.5, "use_resolution_binning": False, "clean_caption": False}
 _SANA = {**_PIXART, "complex_human_instruction": None, "height": 96, "width": 96}
 _FLUX2 = {**_FLUX, "text_encoder_out_layers": (0, 1, 2)}
 _TWICE = {"transformer": 2 * STEPS}
@@ -230,7 +235,7 @@ _CASES = (
         _TWICE,
         joined=_DUAL_AND_SINGLE[1:],
     ),
-    TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 9, _TWICE),
+    TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

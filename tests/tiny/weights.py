@@ -76,6 +76,8 @@ def liven(model: nn.Module) -> None:
             _listen_slowly(module)
         for names in QUERY_KEY_NORM:
             _focus(*(getattr(module, name, None) for name in names))
+        if "pooled_projection_dim" not in model.config:
+            _let_text_be_seen(*(getattr(module, name, None) for name in ("to_q", "add_q_proj", "add_k_proj")))
 
 
 @torch.no_grad()
@@ -107,3 +109,11 @@ def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
     else:
         nn.init.normal_(to_q.bias, std=SHARED_BIAS)
         to_k.bias.copy_(to_q.bias)
+
+
+@torch.no_grad()
+def _let_text_be_seen(to_q: nn.Linear | None, add_q: nn.Linear | None, add_k: nn.Linear | None) -> None:
+    """Give the text the bias of the image, where attention alone hears it: image tokens would look past it."""
+    if to_q is not None and add_q is not None and add_k is not None and to_q.bias is not None:
+        add_q.bias.copy_(to_q.bias)
+        add_k.bias.copy_(to_q.bias)
