@@ -135,8 +135,8 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         return (1, height, width) if images == 1 and ids.shape[-2] == height * width else None
     if grid.shapes is not None:
         samples = denoiser.argument(grid.shapes, args, kwargs) or ()
-        images = {(int(time), int(height), int(width)) for sample in samples for time, height, width in sample}
-        one = images.pop() if len(images) == 1 else (0, 0, 0)
+        shapes = {(int(time), int(height), int(width)) for sample in samples for time, height, width in sample}
+        one = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
         return one if math.prod(one) == hidden_states.shape[1] else None
     if hidden_states.ndim != len(grid.layout):
         return None
