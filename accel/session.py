@@ -15,7 +15,7 @@ from accel.errors import AccelError, AccelWarning
 from accel.methods.base import Context, Method, MethodConfig, registered
 from accel.methods.rules import Place, checked, remarks
 from accel.pipelines.families import families
-from accel.pipelines.sites import Denoiser, PipelineFacts, chunk_place, inspect_pipeline, token_grid
+from accel.pipelines.sites import Denoiser, PipelineFacts, chunk_place, inspect_pipeline, token_grid, told_branch
 from accel.presets import PRESETS, preset
 from accel.reporting.run_report import Summary, summarize
 from accel.runtime.board import Board
@@ -176,7 +176,8 @@ class Session:
             self._recorder.call_ended(started)
             return output
         grid = partial(self._grid, denoiser, args, kwargs)
-        with self._clock.call(denoiser.name, timestep, sample, grid, chunk) as moment:
+        branch = told_branch(self._facts.guidance, denoiser, args, kwargs)
+        with self._clock.call(denoiser.name, timestep, sample, grid, chunk, branch) as moment:
             if moment is None:
                 self._outside()
                 return proceed(*args, **kwargs)

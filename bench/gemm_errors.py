@@ -117,7 +117,8 @@ class _Watch:
         self._changes.append([])
 
     def block(self, site: BlockSite, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        (before,), (after,) = site.streams(args, kwargs), site.unpack(output)
+        given = site.streams(args, kwargs)
+        (before,), (after,) = given, site.unpack(output, given)
         self._changes[-1].append((after - before).norm() / before.norm())
 
     def linear(self, stored: _Stored, module: nn.Linear, args: Any, output: Tensor) -> None:

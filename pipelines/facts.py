@@ -17,16 +17,18 @@ class AttentionSite:
     """One attention module inside a block.
 
     `kind`: "self" and "joint" attend to the tokens of the call (and its text), "cross" to a text, "chunk" to the tokens
-    of the call and to kept keys and values of the chunks before.
+    of the call and to kept keys and values of the chunks before, "linear" to those of the call without a softmax.
     """
 
     path: str
-    kind: Literal["self", "cross", "joint", "chunk"]
+    kind: Literal["self", "cross", "joint", "chunk", "linear"]
     processor: str
     # Whether the processor calls diffusers' `dispatch_attention_fn`, or scaled_dot_product_attention itself.
     dispatched: bool
     # Keyword of the block's call that carries a key mask into this attention, if there is one.
     mask: str | None = None
+    # Some blocks of the stack are without it, and have None in its place.
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class BlockStack:
     attention: tuple[AttentionSite, ...]
     # Config field that says next to which block of the main path each of these runs, where the stack is none of it.
     depths: str | None = None
+    # The stream `hidden_states` has the tokens of the text too, as the family's `text` says.
+    joined: bool = False
+    # Attribute of the blocks that is true in one that returns None for the text, which nothing needs behind it.
+    ends_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,14 @@ class Guidance:
     unconditional branch (a pipeline whose users may still ask for true guidance makes separate calls then).
     `order`: the branches in the order of the calls, or of the halves of the batch.
     `named`: whether the pipeline tells the branch through the transformer's `cache_context`.
+    `told_by`: arguments of the transformer that make a call which is given one a branch of its own beside those of
+    `order`, and the branch's name.
     """
 
     form: Literal["separate", "batched", "distilled"]
     order: tuple[str, ...]
     named: bool
+    told_by: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,14 @@ class TokenGrid:
     """How the transformer's `hidden_states` argument becomes a row-major grid of tokens.
 
     `patch` names the config fields that hold the patch size along (time, height, width); None stands for 1. With the
-    layout "BNC" the pipeline has packed the tokens already and `ids` names the argument with a row (axis, h, w) each.
+    layout "BNC" the pipeline has packed the tokens already: `ids` names the argument with a row (axis, h, w) each, or
+    `shapes` the one with the (time, height, width) of every image of each sample, which are one grid if there is one.
     """
 
     layout: Layout
     patch: tuple[str | None, str | None, str | None] = (None, None, None)
     ids: str | None = None
+    shapes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +88,13 @@ class TokenArgument:
     """An argument of the blocks with an entry for each image token along `axis`: a tensor, or a tuple of tensors.
 
     `with_text`: the axis has the tokens of the text too, where the family's sequence has them.
+    `first_alone`: of a tuple, the first tensor is that of the image, and the others are not.
     """
 
     name: str
     axis: int
     with_text: bool = False
+    first_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
 from accel.errors import AccelError
-from accel.pipelines.facts import BlockStack, Chunks, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Chunks, Family, Guidance, TokenGrid
 from accel.pipelines.families import families
+
+# What blocks call the text, where it is a stream of theirs.
+TEXT_STREAM = "encoder_hidden_states"
 
 
 @dataclass(frozen=True)
 class BlockSite:
     """One transformer block: `index` counts through all stacks of its denoiser, those of the main path first.
 
-    `depth` is its place on the main path, or the place of the block there that it runs next to.
+    `depth` is its place on the main path, or the place of the block there that it runs next to. `attention` are those
+    of the stack's attentions that the block has. `ends_text`: it returns None for the text.
     """
 
     denoiser: str
@@ -28,6 +34,8 @@ class BlockSite:
     stack: BlockStack
     parameters: tuple[str, ...]
     depth: int
+    attention: tuple[AttentionSite, ...] = ()
+    ends_text: bool = False
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """The streams among a call's arguments, each (batch, tokens, channels), in the order of the outputs."""
@@ -46,12 +54,16 @@ class BlockSite:
         place = self.parameters.index(name)
         return (*args[:place], value, *args[place + 1 :]), kwargs
 
-    def unpack(self, output: Any) -> tuple[torch.Tensor, ...]:
-        """The streams of what the block returned."""
-        return tuple(output) if isinstance(output, tuple) else (output,)
+    def unpack(self, output: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The streams of what the block returned; one that ends there is as the block was given it."""
+        returned = output if isinstance(output, tuple) else (output,)
+        return tuple(old if new is None else new for new, old in zip(returned, given, strict=True))
 
     def pack(self, streams: tuple[torch.Tensor, ...]) -> Any:
         """Streams in the form in which the block returns them."""
+        if self.ends_text:
+            pairs = zip(self.stack.streams, streams, strict=True)
+            return tuple(None if name == TEXT_STREAM else stream for name, stream in pairs)
         return streams if len(self.stack.streams) > 1 else streams[0]
 
 
@@ -118,8 +130,14 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         ids = denoiser.argument(grid.ids, args, kwargs)
         if not isinstance(ids, torch.Tensor):
             return None
-        _, height, width = (int(n) + 1 for n in ids.reshape(-1, 3).amax(0).tolist())
-        return 1, height, width
+        rows = ids.reshape(-1, ids.shape[-1])
+        images, height, width = (int(n) + 1 for n in rows.amax(0).tolist()[:3])
+        return (1, height, width) if images == 1 and ids.shape[-2] == height * width else None
+    if grid.shapes is not None:
+        samples = denoiser.argument(grid.shapes, args, kwargs) or ()
+        shapes = {(int(time), int(height), int(width)) for sample in samples for time, height, width in sample}
+        one = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
+        return one if math.prod(one) == hidden_states.shape[1] else None
     if hidden_states.ndim != len(grid.layout):
         return None
     sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))
@@ -135,6 +153,12 @@ def chunk_place(chunks: Chunks | None, denoiser: Denoiser, args: tuple, kwargs: 
     if chunks is None or told is None:
         return 0, False
     return int(told[chunks.done]), bool(told[chunks.filling])
+
+
+def told_branch(guidance: Guidance, denoiser: Denoiser, args: tuple, kwargs: dict) -> str | None:
+    """The guidance branch of a call of the denoiser, where its arguments make it one of its own."""
+    told = (name for given, name in guidance.told_by.items() if denoiser.argument(given, args, kwargs) is not None)
+    return next(told, None)
 
 
 def family_of(pipeline: type) -> tuple[Family, Guidance]:
@@ -191,10 +215,34 @@ def _blocks(
                     f"{name}.{stack.path}.{position} is {found}; the facts of the family {family.name} expect "
                     f"{' or '.join(stack.blocks)} with {', '.join(stack.streams)}"
                 )
-            index = first + len(sites)
+            index, path = first + len(sites), f"{stack.path}.{position}"
             depth = index if stack.depths is None else getattr(module.config, stack.depths)[position]
-            sites.append(BlockSite(name, index, f"{stack.path}.{position}", block, stack, parameters, depth))
+            where = f"{name}.{path}"
+            attention = _attention(where, block, stack, family)
+            ends_text = stack.ends_text is not None and bool(_attribute(where, block, stack.ends_text, family))
+            sites.append(BlockSite(name, index, path, block, stack, parameters, depth, attention, ends_text))
     return tuple(sites)
+
+
+def _attention(name: str, block: nn.Module, stack: BlockStack, family: Family) -> tuple[AttentionSite, ...]:
+    """Those of the stack's attentions that the block has."""
+    found = []
+    for fact in stack.attention:
+        if _attribute(name, block, fact.path, family) is not None:
+            found.append(fact)
+        elif not fact.optional:
+            raise AccelError(f"{name}.{fact.path} is None; the facts of the family {family.name} expect an attention")
+    return tuple(found)
+
+
+def _attribute(name: str, block: nn.Module, path: str, family: Family) -> Any:
+    try:
+        return attrgetter(path)(block)
+    except AttributeError:
+        raise AccelError(
+            f"{name} has no `{path}`, which the facts of the family {family.name} name: this diffusers differs from "
+            "the one that Accel was tested with"
+        ) from None
 
 
 def _argument(name: str, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

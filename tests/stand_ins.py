@@ -19,12 +19,12 @@ from accel.pipelines.attention import (
     served,
     text_length,
 )
-from accel.pipelines.sites import BlockSite, inspect_pipeline
+from accel.pipelines.sites import BlockSite, Denoiser, inspect_pipeline, token_grid
 from accel.runtime.hooks import HookSet
 from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
-FORMS = ["cogvideox", "dit", "flux", "hunyuan_video", "wan"]
+FORMS = ["cogvideox", "dit", "flux", "flux2", "hunyuan_video", "qwenimage", "sd3_heun", "wan"]
 
 
 @cache
@@ -71,11 +71,19 @@ class Spy:
 def serving_blocks(pipe: Any, attend: Callable[[BlockSite], Attend]) -> Iterator[None]:
     """What a method does: stand-ins in all attentions, and a hook in front of every block that serves it."""
     hooks = HookSet(object())
-    for denoiser in inspect_pipeline(pipe).denoisers:
+    facts = inspect_pipeline(pipe)
+    grids: list[Any] = []
+    for denoiser in facts.denoisers:
+
+        def in_denoiser(proceed: Any, args: tuple, kwargs: dict, denoiser: Denoiser = denoiser) -> Any:
+            grids.append(token_grid(facts.family.grid, denoiser, args, kwargs))
+            return proceed(*args, **kwargs)
+
+        hooks.add(denoiser.module, in_denoiser)
         for site in (*denoiser.blocks, *denoiser.beside):
 
             def intercept(proceed: Any, args: tuple, kwargs: dict, site: BlockSite = site) -> Any:
-                with serve(attend(site), text_length(site, args, kwargs)):
+                with serve(attend(site), text_length(site, args, kwargs, grids[-1])):
                     return proceed(*args, **kwargs)
 
             hooks.add(site.module, intercept)

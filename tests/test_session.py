@@ -57,6 +57,11 @@ def with_another_transformer(pipe: Any) -> Any:
     return pipe
 
 
+def without_attention(pipe: Any) -> Any:
+    del pipe.transformer.blocks[1].attn1
+    return pipe
+
+
 def without_transformer(pipe: Any) -> Any:
     pipe.transformer = None
     return pipe
@@ -69,6 +74,7 @@ def without_transformer(pipe: Any) -> Any:
         (wrapped_by_compile, "compile_repeated_blocks()"),
         (with_a_diffusers_cache, "disable_cache()"),
         (without_blocks, "no module list `blocks`"),
+        (without_attention, "transformer.blocks.1 has no `attn1`, which the facts of the family wan name"),
         (with_other_blocks, "blocks.2 is Identity(input); the facts of the family wan expect WanTransformerBlock"),
         (with_another_transformer, "pipe.transformer is a Linear"),
         (without_transformer, "has no transformer or transformer_2"),
@@ -85,8 +91,11 @@ def test_pipelines_that_cannot_be_accelerated(change: Any, fragment: str) -> Non
 
 
 def test_unknown_families_are_told_what_is_known_and_how_to_add_one() -> None:
-    with pytest.raises(accel.AccelError, match=r"StableDiffusion3Pipeline is of no family.*wan: WanPipeline.*CONTRIB"):
-        accel.enable(TINY["sd3_heun"].build(), cache="delta")
+    class UnheardOfPipeline:
+        pass
+
+    with pytest.raises(accel.AccelError, match=r"UnheardOfPipeline is of no family.*wan: WanPipeline.*CONTRIB"):
+        accel.enable(UnheardOfPipeline(), cache="delta")
     for thing in (None, 3, "demo", SimpleNamespace()):
         with pytest.raises(accel.AccelError, match="is of no family"):
             accel.enable(thing, cache="delta")

@@ -124,7 +124,9 @@ def test_output_is_finite_and_repeats(trial: Trial) -> None:
 def test_is_large_enough_and_calls_as_stated(trial: Trial) -> None:
     case = trial.case
     assert case.tokens >= 512
-    assert {call.before.shape[1] for calls in trial.blocks.values() for call in calls} == case.lengths
+    found = {(key[1], call.before.shape[1]) for key, calls in trial.blocks.items() for call in calls}
+    text = dict.fromkeys(case.joined, case.text_tokens)
+    assert {length - text.get(stack, 0) for stack, length in found} == case.lengths
     assert trial.forwards == case.forwards
     for name in case.forwards:
         denoiser = getattr(trial.pipe, name)
@@ -138,7 +140,7 @@ def test_is_large_enough_and_calls_as_stated(trial: Trial) -> None:
 def test_text_tokens_are_as_stated(trial: Trial) -> None:
     """A stream of text that the blocks return is the text in one sequence with the image or video."""
     returned = any(call.text_change is not None for calls in trial.blocks.values() for call in calls)
-    assert returned == (trial.case.text_tokens > 0)
+    assert returned == (trial.case.text_tokens > 0 and trial.case.joined != trial.case.stacks)
     if returned:
         assert trial.arguments["encoder_hidden_states"].shape[1] == trial.case.text_tokens
 
@@ -153,7 +155,8 @@ def test_every_block_acts(trial: Trial) -> None:
 
 def test_neighbouring_steps_are_alike_but_not_the_same(trial: Trial) -> None:
     """What a block adds changes a little from step to step: a cache has something to gain and to lose."""
-    per_step = 2 if trial.case.name.startswith("wan") else 1  # guidance calls, and only "cond" is looked at
+    # Guidance calls, and only "cond" is looked at.
+    per_step = sum(trial.case.forwards.values()) // trial.case.steps
     for key, calls in trial.blocks.items():
         steps = calls if not trial.case.chunks else calls[: trial.case.steps // len(trial.case.chunks)]
         deltas = [call.delta for call in steps[::per_step]]
@@ -166,7 +169,8 @@ def test_prompt_and_guidance_matter(trial: Trial) -> None:
     plain = case.run(trial.pipe, **once)
     other = {"class_labels": [9]} if case.name == "dit" else {"prompt": "two green hills"}
     assert change(case.run(trial.pipe, **once, **other), plain) > 0.01
-    assert change(case.run(trial.pipe, **once, guidance_scale=1.5), plain) > 0.01
+    guidance = "true_cfg_scale" if "true_cfg_scale" in case.call else "guidance_scale"
+    assert change(case.run(trial.pipe, **once, **{guidance: 1.5}), plain) > 0.01
     assert change(case.run(trial.pipe, **once, seed=1), plain) > 0.01
 
 
@@ -189,6 +193,8 @@ def uniformly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call:
 
 def test_attention_is_far_from_uniform(trial: Trial) -> None:
     """What each token attends to is visible in the output, so an attention that picks wrongly is seen."""
+    if trial.case.name == "sana":
+        pytest.skip("a linear attention has no weights that a softmax would make")
     plain = trial.case.run(trial.pipe, num_inference_steps=2)
     # Of flex attention a mode of functions sees nothing.
     flex = trial.case.name == "anyflow_far"

@@ -19,7 +19,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
-from tests.tiny import image, video
+from tests.tiny import guided_twice, image, joined, plain, video
 from tests.tiny.weights import seeded
 
 STEPS = 8
@@ -49,6 +49,10 @@ class TinyCase:
     """Frames of the video's chunks, for pipelines that make one after the other; `tokens` are those of the first."""
     filling: int = 0
     """How many of the forwards are no step: they keep the keys and values of chunks that are done."""
+    smaller: int = 16
+    """Pixels by which the height can be made less, where it can be chosen."""
+    joined: tuple[str, ...] = ()
+    """Stacks whose blocks are given image and text as one stream."""
 
     @property
     def lengths(self) -> set[int]:
@@ -115,6 +119,17 @@ _PROMPTED = {
 _VIDEO = {**_PROMPTED, "height": 48, "width": 64, "num_frames": 5}
 _WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 _FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
+_SD3 = {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0}
+# Both of one length, because a token is a character.
+_LONG = {
+    "prompt": "a red fox in the snow by a frozen lake",
+    "negative_prompt": "a blurred grey picture of nothing much",
+}
+_QWEN = {**_PROMPTED, **_LONG, "max_sequence_length": 64, "height": 88, "width": 104, "true_cfg_scale": 8.0}
+_PIXART = {**_SD3, "guidance_scale": 4.5, "use_resolution_binning": False, "clean_caption": False}
+_SANA = {**_PIXART, "complex_human_instruction": None, "height": 96, "width": 96}
+_FLUX2 = {**_FLUX, "text_encoder_out_layers": (0, 1, 2)}
+_TWICE = {"transformer": 2 * STEPS}
 _DUAL_AND_SINGLE = ("transformer_blocks", "single_transformer_blocks")
 
 _CASES = (
@@ -199,12 +214,28 @@ _CASES = (
         "sd3_heun",
         "sd3",
         image.sd3_heun,
-        {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0},
+        _SD3,
         stacks=("transformer_blocks",),
         tokens=576,
         text_tokens=16 + TEXT_TOKENS,
         forwards={"transformer": 2 * STEPS - 1},
     ),
+    TinyCase("sd35", "sd3", image.sd35, _SD3, ("transformer_blocks",), 576, 16 + TEXT_TOKENS),
+    TinyCase("pixart", "pixart", plain.pixart, _PIXART, ("transformer_blocks",), 576, 0),
+    TinyCase("sana", "sana", plain.sana, _SANA, ("transformer_blocks",), 576, 0, smaller=32),
+    TinyCase("flux2", "flux2", joined.flux2, _FLUX2, _DUAL_AND_SINGLE, 572, TEXT_TOKENS, joined=_DUAL_AND_SINGLE[1:]),
+    TinyCase(
+        "flux2_klein",
+        "flux2",
+        joined.flux2_klein,
+        _FLUX2,
+        _DUAL_AND_SINGLE,
+        572,
+        TEXT_TOKENS,
+        _TWICE,
+        joined=_DUAL_AND_SINGLE[1:],
+    ),
+    TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

@@ -198,7 +198,7 @@ class BlockDeltas:
             self._context.board.keep_change(site.index)
         output = proceed(*args, **kwargs)
         if plan.capture:
-            self._capture(branch, moment, site, streams, site.unpack(output))
+            self._capture(branch, moment, site, streams, site.unpack(output, streams))
             if site.index == plan.blocks[-1]:
                 self._leave(branch, moment)
         return self._computed(site, moment, output)
@@ -262,7 +262,7 @@ class BlockDeltas:
 
     def _capture(self, branch: _Branch, moment: Moment, site: BlockSite, inputs: Streams, outputs: Streams) -> None:
         running = branch.open
-        if running is not None and all(a is b for a, b in zip(inputs, running.outputs, strict=True)):
+        if running is not None and _same(inputs, running.outputs):
             if _versions(inputs) != running.output_versions:
                 self._context.recorder.fallback(self._name, _IN_PLACE)
                 branch.open = None
@@ -305,6 +305,11 @@ class BlockDeltas:
             total = torch.stack([stats.to(device) for stats, _ in branch.captured]).sum(0)
             self._rule.measured(moment, Captured(branch.plan.blocks, total, gaps.pop() if len(gaps) == 1 else None))
         branch.captured = []
+
+
+def _same(inputs: Streams, outputs: Streams) -> bool:
+    """Whether a block is given what another returned; not where the parent joined the streams in between."""
+    return len(inputs) == len(outputs) and all(a is b for a, b in zip(inputs, outputs, strict=True))
 
 
 def _versions(streams: Streams) -> list[int]:

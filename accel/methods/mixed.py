@@ -253,7 +253,8 @@ class MixedPrecision(Sparing):
             self._module(layer).choose(activation, look=look, measure=measured)
         output = proceed(*args, **kwargs)
         if measures:
-            self._measure(moment.step, site, site.streams(args, kwargs), site.unpack(output), layers)
+            streams = site.streams(args, kwargs)
+            self._measure(moment.step, site, streams, site.unpack(output, streams), layers)
         return output
 
     def _wants_errors(self, block: int) -> bool:

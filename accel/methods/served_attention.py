@@ -62,5 +62,5 @@ class ServedAttention:
         moment = self._context.clock.now
         if moment is None:
             return proceed(*args, **kwargs)
-        with serve(partial(self._attend, moment, site), text_length(site, args, kwargs)):
+        with serve(partial(self._attend, moment, site), text_length(site, args, kwargs, moment.grid)):
             return proceed(*args, **kwargs)

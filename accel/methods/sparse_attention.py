@@ -104,7 +104,8 @@ class SparseAttention(Method):
     def _attend(
         self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
     ) -> Tensor:
-        record, name, layer = self.context.recorder, self.config.method, site.index
+        record, name = self.context.recorder, self.config.method
+        layer = site.index if call.layer is None else call.layer
         prior = self.context.handover.prior
         if prior is not None:
             prior.expect(moment, query, self.config.density, self.config.block_size)

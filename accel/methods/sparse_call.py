@@ -1,7 +1,7 @@
 """One sparse attention call: its tokens put into blocks, and what methods compute on them.
 
-Text queries are dense and text keys always exact. A mask must be the right padding of the text, which is handled
-exactly; with any other the call is for diffusers.
+Text queries are dense and text keys always exact. A mask must be the right padding of the text, before or behind the
+image, which is handled exactly; with any other the call is for diffusers.
 """
 
 from __future__ import annotations
@@ -205,15 +205,17 @@ def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
     """How many text tokens count in each sample, (B,) int32, where the mask hides the right padding of a text and no
     more; or raises NotInBlocks."""
     mask, words = call.mask, call.text_length or 0
-    if mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text != "suffix":
-        raise NotInBlocks("the mask is not the padding of a text behind the image")
+    if mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text == "none":
+        raise NotInBlocks("the mask is not the padding of a text beside the image")
     valid = mask[:, 0, 0]
-    lengths = valid.sum(1)
-    padding = torch.arange(tokens, device=mask.device) >= lengths[:, None]
+    start = 0 if call.text == "prefix" else tokens - words
+    text, image = valid[:, start : start + words], torch.cat([valid[:, :start], valid[:, start + words :]], 1)
+    lengths = text.sum(1)
+    padding = torch.arange(words, device=mask.device) >= lengths[:, None]
     # One question to the device for both conditions.
-    if bool((valid == padding).any() | (lengths < tokens - words).any()):
+    if bool((text == padding).any() | ~image.all()):
         raise NotInBlocks("the mask hides more than the padding of the text")
-    return (lengths - (tokens - words)).to(torch.int32)
+    return lengths.to(torch.int32)
 
 
 def highest_blocks(call: SparseCall, scores: Tensor, density: float) -> Blocks:

@@ -137,7 +137,7 @@ class ForwardOrder:
             if value is not None:
                 moved = self._moved(forward, order, argument, value)
                 args, kwargs = site.with_argument(argument.name, moved, args, kwargs)
-        streams = list(site.unpack(proceed(*args, **kwargs)))
+        streams = list(site.unpack(proceed(*args, **kwargs), site.streams(args, kwargs)))
         place = site.stack.streams.index(_STREAM)
         if last:
             streams[place] = order.restore(streams[place])
@@ -162,7 +162,9 @@ class ForwardOrder:
         if known is None or known[0] is not value:
             prefix = argument.with_text and self._context.facts.family.text == "prefix"
             parts = value if isinstance(value, tuple) else (value,)
-            moved = tuple(_in_order(part, order.gather, argument.axis, prefix) for part in parts)
+            number = 1 if argument.first_alone else len(parts)
+            ordered = (_in_order(part, order.gather, argument.axis, prefix) for part in parts[:number])
+            moved = (*ordered, *parts[number:])
             known = forward.moved[argument.name] = value, moved if isinstance(value, tuple) else moved[0]
         return known[1]
 

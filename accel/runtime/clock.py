@@ -103,16 +103,18 @@ class Clock:
         sample: Any = None,
         grid: Callable[[], Grid | None] = lambda: None,
         chunk: int = 0,
+        branch: str | None = None,
     ) -> Iterator[Moment | None]:
         """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment.
 
-        `grid` tells its tokens; it is asked within a run only. `chunk`: how many chunks were made before.
+        `grid` tells its tokens; it is asked within a run only. `chunk`: how many chunks were made before. `branch`:
+        that of the call, where its arguments tell.
         """
         by_hand = self._guidance.named and self._branch is None
         if not self.running or by_hand:
             yield None
             return
-        before, self._now = self._now, self._advance(denoiser, timestep, sample, grid(), chunk)
+        before, self._now = self._now, self._advance(denoiser, timestep, sample, grid(), chunk, branch)
         try:
             yield self._now
         finally:
@@ -124,12 +126,14 @@ class Clock:
         self._timestep = self._sample = None
         self._seen: list[str] = []
 
-    def _advance(self, denoiser: str, timestep: Any, sample: Any, grid: Grid | None, chunk: int) -> Moment:
+    def _advance(
+        self, denoiser: str, timestep: Any, sample: Any, grid: Grid | None, chunk: int, told: str | None
+    ) -> Moment:
         if chunk != self._chunk:
             self._chunk = chunk
             self._step = 0
             self._seen = []
-        branch = self._branch or self._unnamed_branch(timestep, sample)
+        branch = told or self._branch or self._unnamed_branch(timestep, sample)
         if branch in self._seen:
             self._step += 1
             self._seen = []

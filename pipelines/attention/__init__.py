@@ -6,7 +6,7 @@ grid gets at attention; a backend of diffusers sees none of them.
 
     undo = [site.replace(processor_for(site)) for site in find_attention(denoiser)]
     ...                                         # in a hook in front of each block:
-    with serve(attend, text_length(site, args, kwargs)):
+    with serve(attend, text_length(site, args, kwargs, grid)):
         proceed(*args, **kwargs)
 
 Compiled blocks stay one graph for all sites, because the graph holds one operation that looks `attend` up when it runs.

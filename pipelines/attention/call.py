@@ -41,6 +41,8 @@ class AttentionCall:
         external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`;
             these may have rows of zeros behind those of the queries, which take part in the softmax as all others do.
         compiled: whether the call stands in a compiled block.
+        layer: number of the attention in its denoiser, which is that of its block; a second attention of a block has
+            one behind those of all blocks. None where the call does not tell.
     """
 
     text: Text
@@ -52,6 +54,7 @@ class AttentionCall:
     scale: float | None = None
     external: External | None = None
     compiled: bool = False
+    layer: int | None = None
 
     @property
     def spread(self) -> bool:

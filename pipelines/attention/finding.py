@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
+from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
+from accel.pipelines.attention.qwenimage import QwenImageJointAttention
+from accel.pipelines.attention.sd3 import SD3JointAttention
 from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
 from accel.pipelines.attention.wan import WanSelfAttention
@@ -29,6 +33,10 @@ _FORMS: dict[str, type[StandIn]] = {
         HunyuanVideoJointAttention,
         CogVideoXJointAttention,
         PlainSelfAttention,
+        SD3JointAttention,
+        Flux2JointAttention,
+        Flux2ParallelAttention,
+        QwenImageJointAttention,
         AnyFlowChunkAttention,
     )
     for original in form.originals
@@ -37,13 +45,17 @@ _FORMS: dict[str, type[StandIn]] = {
 
 @dataclass(frozen=True)
 class AttentionModuleSite:
-    """One attention module: the block it stands in, its path in the denoiser, and what the facts say of it."""
+    """One attention module: the block it stands in, its path in the denoiser, and what the facts say of it.
+
+    `layer`: as in `AttentionCall`.
+    """
 
     denoiser: str
     block: BlockSite
     path: str
     module: nn.Module
     fact: AttentionSite
+    layer: int
 
     def replace(self, processor: StandIn) -> Callable[[], None]:
         """Puts the processor into the module; returns what puts the former one back, unless a third is there by then.
@@ -67,14 +79,14 @@ def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
 
     Raises `AccelError` where a module's processor is none that a form of this package computes as.
     """
-    sites = [
-        AttentionModuleSite(
-            denoiser.name, block, f"{block.path}.{fact.path}", block.module.get_submodule(fact.path), fact
-        )
-        for block in (*denoiser.blocks, *denoiser.beside)
-        for fact in block.stack.attention
-        if fact.kind != "cross"
-    ]
+    blocks = (*denoiser.blocks, *denoiser.beside)
+    further = itertools.count(len(blocks))
+    sites = []
+    for block in blocks:
+        for place, fact in enumerate(fact for fact in block.attention if fact.kind != "cross"):
+            module = block.module.get_submodule(fact.path)
+            layer = block.index if place == 0 else next(further)
+            sites.append(AttentionModuleSite(denoiser.name, block, f"{block.path}.{fact.path}", module, fact, layer))
     for site in sites:
         _form(site)
     return sites
@@ -85,7 +97,7 @@ def processor_for(site: AttentionModuleSite, attend: Attend = served) -> StandIn
 
     Raises `AccelError` as `find_attention` does.
     """
-    return _form(site)(site.module.processor, attend)
+    return _form(site)(site.module.processor, attend, site.layer)
 
 
 def _form(site: AttentionModuleSite) -> type[StandIn]:

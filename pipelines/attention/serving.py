@@ -6,6 +6,7 @@ inside, eager or compiled, also where two threads run two pipelines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from accel.pipelines.attention.call import Attend, AttentionCall
-from accel.pipelines.sites import BlockSite
+from accel.pipelines.sites import TEXT_STREAM, BlockSite
 
 _SERVING: ContextVar[tuple[Attend, int | None] | None] = ContextVar("accel_attend", default=None)
 
@@ -41,8 +42,16 @@ def served(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Te
     return attend(query, key, value, call)
 
 
-def text_length(site: BlockSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Tokens of text in one call of the block, which are a stream of their own; 0 without such a stream."""
+def text_length(
+    site: BlockSite, args: tuple[Any, ...], kwargs: dict[str, Any], grid: tuple[int, int, int] | None
+) -> int | None:
+    """Tokens of text in one call of the block.
+
+    They are a stream of their own, or in the stream of the image whatever its grid leaves; None where it is not known.
+    """
     streams = dict(zip(site.stack.streams, site.streams(args, kwargs), strict=True))
-    text = streams.get("encoder_hidden_states")
+    if site.stack.joined:
+        left = None if grid is None else streams["hidden_states"].shape[1] - math.prod(grid)
+        return None if left is None or left < 0 else left
+    text = streams.get(TEXT_STREAM)
     return 0 if text is None else text.shape[1]

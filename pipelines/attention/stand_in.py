@@ -30,14 +30,16 @@ class StandIn:
 
     original: Any
     attend: Attend
+    layer: int | None
 
-    def __new__(cls, original: Any = None, attend: Attend = dense) -> Any:
+    def __new__(cls, original: Any = None, attend: Attend = dense, layer: int | None = None) -> Any:
         # Diffusers makes a new processor of a module's class when it loads an IP-adapter; it gets a plain one.
         return resolve_name(cls.originals[0])() if original is None else super().__new__(cls)
 
-    def __init__(self, original: Any, attend: Attend = dense) -> None:
+    def __init__(self, original: Any, attend: Attend = dense, layer: int | None = None) -> None:
         self.original = original
         self.attend = attend
+        self.layer = layer
         number = next(_NUMBERS)
         # An input of a compiled graph, where a number would be a constant, and so a graph for every site.
         with torch.inference_mode(False):
@@ -82,7 +84,7 @@ class StandIn:
     def call(self, mask: Tensor | None, text_length: int | None) -> AttentionCall:
         """What `attend` is told."""
         if not self.dispatched:
-            return AttentionCall(self.text, text_length, mask, dispatched=False)
+            return AttentionCall(self.text, text_length, mask, dispatched=False, layer=self.layer)
         return AttentionCall(
             self.text,
             text_length,
@@ -90,6 +92,7 @@ class StandIn:
             dispatched=True,
             backend=self.original._attention_backend,
             parallel=self.original._parallel_config,
+            layer=self.layer,
         )
 
 

@@ -12,6 +12,7 @@ import pytest
 from diffusers import FluxImg2ImgPipeline
 
 from accel.cli import main
+from tests.tiny.unknown import stable_diffusion
 from tests.tiny_pipelines import TINY
 
 DEMO = ("generate", "--prompt", "a red circle moving left", "--size", "quick", "--steps", "3", "--seed", "7")
@@ -69,6 +70,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             folders[name] = tmp_path_factory.mktemp(name)
             if name == "flux_img2img":
                 pipe = FluxImg2ImgPipeline(**TINY["flux"].build().components)
+            elif name == "stable_diffusion":
+                pipe = stable_diffusion()
             else:
                 pipe = TINY[name].build()
             pipe.save_pretrained(folders[name])

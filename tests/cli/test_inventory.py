@@ -100,7 +100,7 @@ def test_values_that_depend_on_the_family_and_the_file_beside_a_model(
 def test_models_that_are_refused(accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").mkdir()
     index = tmp_path / "other" / "model_index.json"
-    index.write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
     unknown = accel("list", "-m", "other")
     assert unknown.code == 2 and "is of no family that Accel knows" in unknown.err
     wrong = accel("list", "-m", "dmeo")

@@ -156,7 +156,7 @@ def test_an_image_to_start_from(make: Accel, accel: Accel, saved: Saved, tmp_pat
         ("wan", ["-o", "a.jpg"], "a.jpg cannot hold a video"),
         ("wan", ["--num-frames", "6"], "the nearest that works is"),
         ("wan", ["--negative-prompt", "fog", "--guidance-scale", "1"], "does nothing at --guidance-scale 1"),
-        ("sd3_heun", [], "is of no family that Accel knows"),
+        ("stable_diffusion", [], "is of no family that Accel knows"),
     ],
 )
 def test_what_a_pipeline_does_not_take(
@@ -170,7 +170,19 @@ def test_what_a_pipeline_does_not_take(
 
 
 def test_an_unknown_family_runs_plainly(make: Accel, saved: Saved) -> None:
-    call = ("generate", "-m", saved("sd3_heun"), "--prompt", "a fox", "--steps", 3, "--height", 48, "--width", 48)
+    call = (
+        "generate",
+        "-m",
+        saved("stable_diffusion"),
+        "--prompt",
+        "a fox",
+        "--steps",
+        3,
+        "--height",
+        48,
+        "--width",
+        48,
+    )
     assert make(*call, "--preset", "none", "-o", "a.png", "--format", "json").json["summary"] is None
 
 

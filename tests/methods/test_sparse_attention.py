@@ -203,20 +203,24 @@ def test_autocast() -> None:
     assert (found - plain).norm() < 0.2 * plain.norm()
 
 
-def mask(*rows: list[bool]) -> AttentionCall:
-    return AttentionCall("suffix", 4, torch.tensor(rows)[:, None, None], dispatched=True)
+def mask(*rows: list[bool], text: Any = "suffix") -> AttentionCall:
+    return AttentionCall(text, 4, torch.tensor(rows)[:, None, None], dispatched=True)
 
 
 def test_masks() -> None:
     padded = mask([True] * 6 + [False] * 2, [True] * 8, [True] * 4 + [False] * 4)
     assert text_lengths(padded, 8).tolist() == [2, 4, 0]
+    padded = mask([True] * 2 + [False] * 2 + [True] * 4, [True] * 8, [False] * 4 + [True] * 4, text="prefix")
+    assert text_lengths(padded, 8).tolist() == [2, 4, 0]
     for wrong in (
         mask([True] * 3 + [False] * 5),
         mask([True, False] * 4),
         mask([False] * 2 + [True] * 6),
+        mask([False] * 2 + [True] * 6, text="prefix"),
+        mask([True] * 6 + [False] * 2, text="prefix"),
         AttentionCall("suffix", 4, torch.zeros(1, 1, 1, 8), dispatched=True),
         AttentionCall("suffix", 4, torch.ones(1, 1, 8, 8, dtype=torch.bool), dispatched=True),
-        AttentionCall("prefix", 4, torch.ones(1, 1, 1, 8, dtype=torch.bool), dispatched=True),
+        AttentionCall("none", 4, torch.ones(1, 1, 1, 8, dtype=torch.bool), dispatched=True),
     ):
         with pytest.raises(NotInBlocks, match="the mask"):
             text_lengths(wrong, 8)

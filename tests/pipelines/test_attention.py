@@ -23,7 +23,8 @@ from tests.conformance.snapshot import assert_copies, snapshot
 from tests.stand_ins import FORMS, Spy, attention, built, serving_blocks, short, standing_in
 from tests.tiny_pipelines import TINY
 
-NAMES = sorted(FAMILIES.keys() - {"wan_unipc"})
+# Of the linear attention of Sana there is nothing to take over.
+NAMES = sorted(FAMILIES.keys() - {"wan_unipc", "sana"})
 
 
 def attention_inputs(name: str) -> dict[str, tuple[tuple, dict[str, Any]]]:
@@ -120,12 +121,14 @@ def test_attend_is_told_what_the_call_shows(name: str) -> None:
         assert torch.equal(short(case, pipe), plain)
     blocks = sum(len(denoiser.blocks) for denoiser in inspect_pipeline(pipe).denoisers)
     assert [index for index, _, _ in noted[:blocks]] == list(range(blocks))
-    batch = 2 if name in ("cogvideox", "dit") else 1
-    expected = {"cogvideox": "prefix", "flux": "prefix", "hunyuan_video": "suffix", "wan": "none", "dit": "none"}
-    for _, call, shape in noted:
+    facts = inspect_pipeline(pipe)
+    batch = 2 if facts.guidance.form == "batched" else 1
+    text = facts.family.text if case.text_tokens else "none"
+    (dispatched,) = {fact.dispatched for site in facts.denoisers[0].blocks for fact in site.attention}
+    for layer, call, shape in noted:
         assert shape == (batch, case.tokens + case.text_tokens, 2, 64)
-        assert (call.text, call.text_length, call.scale) == (expected[name], case.text_tokens, None)
-        assert call.dispatched == (name not in ("cogvideox", "dit"))
+        assert (call.text, call.text_length, call.scale) == (text, case.text_tokens, None)
+        assert (call.dispatched, call.layer) == (dispatched, layer)
         if name == "hunyuan_video":
             assert call.mask is not None
             assert (call.mask.dtype, call.mask.shape) == (torch.bool, (1, 1, 1, case.tokens + 64))
@@ -140,6 +143,18 @@ def test_a_single_block_of_flux_does_not_tell_its_text() -> None:
     with standing_in(pipe, spy):
         short(TINY["flux"], pipe, num_inference_steps=1)
     assert [call.text_length for call in spy.calls] == [24] * 3 + [None] * 3
+
+
+def test_a_second_attention_of_a_block_has_a_number_of_its_own() -> None:
+    """Stable Diffusion 3.5 attends to the image alone beside the joint attention of its first blocks."""
+    case, (pipe, _) = TINY["sd35"], built("sd35")
+    spy = Spy()
+    with standing_in(pipe, spy):
+        short(case, pipe, num_inference_steps=1)
+    both = (case.text_tokens, 0)
+    assert [call.text_length for call in spy.calls] == [*both, *both, case.text_tokens, case.text_tokens]
+    assert [call.layer for call in spy.calls] == [0, 4, 1, 5, 2, 3]
+    assert [site.layer for site in attention(pipe)] == [0, 4, 1, 5, 2, 3]
 
 
 def test_what_attend_returns_is_what_the_block_gets() -> None:
@@ -181,7 +196,7 @@ def test_parameters_are_those_of_the_original(path: str) -> None:
 
 
 def test_processors_without_a_backend_get_none() -> None:
-    for name in ("cogvideox", "dit"):
+    for name in ("cogvideox", "dit", "sd3_heun"):
         processor = processor_for(attention(built(name)[0])[0])
         assert not hasattr(processor, "_attention_backend")
         assert not hasattr(processor, "_parallel_config")

@@ -145,14 +145,15 @@ def test_lora_and_fused_projections(name: str) -> None:
         assert torch.equal(short(case, pipe), plain)
 
 
-def test_cogvideox_with_fused_projections() -> None:
-    case = TINY["cogvideox"]
+@pytest.mark.parametrize(("name", "forwards"), [("cogvideox", 2), ("sd3_heun", 3)])
+def test_processors_for_fused_projections(name: str, forwards: int) -> None:
+    case = TINY[name]
     pipe: Any = case.build()
     pipe.transformer.fuse_qkv_projections()
     fused = short(case, pipe)
     with standing_in(pipe, spy := Spy()):
         assert torch.equal(short(case, pipe), fused)
-    assert len(spy.calls) == 8
+    assert len(spy.calls) == 4 * forwards
 
 
 def test_a_stand_in_that_somebody_kept_computes_as_the_original_afterwards() -> None:

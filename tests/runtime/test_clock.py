@@ -140,6 +140,12 @@ EXPECTED = {
     "dit": (8, ["cond_uncond"]),
     # The Heun scheduler evaluates the model twice in each of its eight steps but the last.
     "sd3_heun": (15, ["cond_uncond"]),
+    "sd35": (8, ["cond_uncond"]),
+    "qwenimage": (8, ["cond", "uncond"]),
+    "pixart": (8, ["cond_uncond"]),
+    "sana": (8, ["cond_uncond"]),
+    "flux2": (8, ["cond"]),
+    "flux2_klein": (8, ["cond", "uncond"]),
 }
 
 

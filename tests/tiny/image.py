@@ -101,9 +101,7 @@ def dit() -> DiTPipeline:
     return DiTPipeline(transformer=transformer, vae=_autoencoder(), scheduler=scheduler)
 
 
-@tiny
-def sd3_heun() -> StableDiffusion3Pipeline:
-    """Batched guidance, image first, and a scheduler that calls twice in every step but the last."""
+def _sd3(scheduler: Any, **shape: Any) -> StableDiffusion3Pipeline:
     tokenizer, tokenizer_3 = text.clip_tokenizer(max_length=16), text.t5_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=IMAGE_SIZE,
@@ -116,6 +114,7 @@ def sd3_heun() -> StableDiffusion3Pipeline:
         joint_attention_dim=2 * TEXT_WIDTH,
         caption_projection_dim=HEADS * HEAD_SIZE,
         pooled_projection_dim=2 * TEXT_WIDTH,
+        **shape,
     )
     return StableDiffusion3Pipeline(
         tokenizer=tokenizer,
@@ -126,5 +125,17 @@ def sd3_heun() -> StableDiffusion3Pipeline:
         text_encoder_3=text.t5_encoder(tokenizer_3, 2 * TEXT_WIDTH),
         vae=_autoencoder(),
         transformer=transformer,
-        scheduler=FlowMatchHeunDiscreteScheduler(),
+        scheduler=scheduler,
     )
+
+
+@tiny
+def sd3_heun() -> StableDiffusion3Pipeline:
+    """Batched guidance, image first, and a scheduler that calls twice in every step but the last."""
+    return _sd3(FlowMatchHeunDiscreteScheduler())
+
+
+@tiny
+def sd35() -> StableDiffusion3Pipeline:
+    """As 3.5 medium: normalized queries and keys, and a second attention, to the image alone, in the first blocks."""
+    return _sd3(FlowMatchEulerDiscreteScheduler(), qk_norm="rms_norm", dual_attention_layers=(0, 1))

@@ -14,6 +14,11 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     LlamaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -50,6 +55,19 @@ def llama_tokenizer(max_length: int = 512) -> LlamaTokenizer:
     tokens = ["<unk>", "<s>", "</s>", "<pad>", WORD_START, *CHARACTERS]
     vocab = {token: index for index, token in enumerate(tokens)}
     return LlamaTokenizer(vocab=vocab, merges=[], pad_token="<pad>", model_max_length=max_length, padding_side="right")
+
+
+def qwen_tokenizer(max_length: int = 512) -> Qwen2Tokenizer:
+    """Single characters without marks of begin and end, padded on the right; a space is a character like any other.
+
+    Of a chat, it reads what the user says, behind a mark.
+    """
+    vocab = {token: index for index, token in enumerate(["<|endoftext|>", "\u0120", *CHARACTERS])}
+    said = "{{ m.content if m.content is string else m.content[0].text }}"
+    template = "{% for m in messages if m.role == 'user' %}>" + said + "{% endfor %}"
+    return Qwen2Tokenizer(
+        vocab=vocab, merges=[], model_max_length=max_length, padding_side="right", chat_template=template
+    )
 
 
 def t5_encoder(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
@@ -119,3 +137,46 @@ def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
         initializer_range=width**-0.5,
     )
     return LlamaModel(config)
+
+
+def qwen_vl_encoder(tokenizer: Qwen2Tokenizer, width: int) -> Qwen2_5_VLForConditionalGeneration:
+    """With eyes of one layer, which nothing here looks through."""
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    text_config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        "initializer_range": width**-0.5,
+        **ids,
+    }
+    vision_config = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [0],
+    }
+    config = Qwen2_5_VLConfig(text_config=text_config, vision_config=vision_config, **ids)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3_encoder(tokenizer: Qwen2Tokenizer, width: int) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=width // HEADS,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=width**-0.5,
+    )
+    return Qwen3ForCausalLM(config)

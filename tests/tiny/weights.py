@@ -76,6 +76,8 @@ def liven(model: nn.Module) -> None:
             _listen_slowly(module)
         for names in QUERY_KEY_NORM:
             _focus(*(getattr(module, name, None) for name in names))
+        if "pooled_projection_dim" not in model.config:
+            _let_text_be_seen(*(getattr(module, name, None) for name in ("to_q", "add_q_proj", "add_k_proj")))
 
 
 @torch.no_grad()
@@ -92,14 +94,26 @@ def _listen_slowly(embedder: TimestepEmbedding) -> None:
 def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
     """Sharpen the attention scores and, where positions are rotary, let near tokens see each other most.
 
-    A bias b that queries and keys share adds b R(distance) b to each score, the most at distance zero. The
+    A bias b that queries and keys share adds b R(distance) b to each score, the most at distance zero. Without biases,
+    queries and keys share a part of their weights, so that tokens see most of those like them. The
     families here that do not normalize their queries have no rotary positions either, and go without.
     """
-    if to_q is None or to_k is None:
-        return
-    if norm_q is None:
-        to_q.weight.mul_(SHARPNESS)
-    else:
+    if norm_q is not None:
         norm_q.weight.mul_(SHARPNESS)
+    elif to_q is not None:
+        to_q.weight.mul_(SHARPNESS)
+    if norm_q is None or to_q is None or to_k is None:
+        return
+    if to_q.bias is None:
+        to_k.weight.add_(to_q.weight).mul_(0.5**0.5)
+    else:
         nn.init.normal_(to_q.bias, std=SHARED_BIAS)
         to_k.bias.copy_(to_q.bias)
+
+
+@torch.no_grad()
+def _let_text_be_seen(to_q: nn.Linear | None, add_q: nn.Linear | None, add_k: nn.Linear | None) -> None:
+    """Give the text the bias of the image, where attention alone hears it: image tokens would look past it."""
+    if to_q is not None and add_q is not None and add_k is not None and to_q.bias is not None:
+        add_q.bias.copy_(to_q.bias)
+        add_k.bias.copy_(to_q.bias)
