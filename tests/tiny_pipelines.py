@@ -19,12 +19,13 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
-from tests.tiny import image, video
+from tests.tiny import image, video, wan_conditioned
+from tests.tiny.calls import GUIDED_VIDEO as _WAN
+from tests.tiny.calls import PROMPTED as _PROMPTED
+from tests.tiny.calls import STEPS, TEXT_TOKENS
+from tests.tiny.calls import VIDEO as _VIDEO
+from tests.tiny.calls import noise as _noise
 from tests.tiny.weights import seeded
-
-STEPS = 8
-PROMPT = "a red fox"
-TEXT_TOKENS = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +103,6 @@ def save_locally(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeli
     return loaded
 
 
-def _noise(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(7))
-
-
-_PROMPTED = {
-    "prompt": PROMPT,
-    "num_inference_steps": STEPS,
-    "max_sequence_length": TEXT_TOKENS,
-    "output_type": "latent",
-}
-_VIDEO = {**_PROMPTED, "height": 48, "width": 64, "num_frames": 5}
-_WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 _FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
 _DUAL_AND_SINGLE = ("transformer_blocks", "single_transformer_blocks")
 
@@ -140,6 +129,7 @@ _CASES = (
         text_tokens=0,
         forwards={"transformer": 2 * STEPS},
     ),
+    *(TinyCase(**case) for case in wan_conditioned.CASES),
     TinyCase(
         "cogvideox",
         "cogvideox",

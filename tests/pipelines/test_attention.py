@@ -37,7 +37,7 @@ def attention_inputs(name: str) -> dict[str, tuple[tuple, dict[str, Any]]]:
             found[name] = args, kwargs
 
         handles.append(site.module.register_forward_pre_hook(note, with_kwargs=True))
-    case.run(pipe, num_inference_steps=4 if name == "wan22" else 1)
+    case.run(pipe, num_inference_steps=4 if len(case.forwards) > 1 else 1)
     for handle in handles:
         handle.remove()
     return found

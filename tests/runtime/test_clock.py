@@ -133,6 +133,8 @@ EXPECTED = {
     "wan_unipc": (8, ["cond", "uncond"]),
     "wan22": (8, ["cond", "uncond"]),
     "wan_vace": (8, ["cond", "uncond"]),
+    "wan22_ti2v": (8, ["cond", "uncond"]),
+    "wan_v2v": (8, ["cond", "uncond"]),
     "cogvideox": (8, ["cond_uncond"]),
     "hunyuan_video": (8, ["cond"]),
     "flux": (8, ["cond"]),

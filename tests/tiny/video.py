@@ -53,7 +53,8 @@ WAN_SHAPE: dict[str, Any] = {
 }
 
 
-def _wan_parts(scheduler: Any = None) -> dict[str, Any]:
+def wan_parts(scheduler: Any = None) -> dict[str, Any]:
+    """All that a Wan pipeline has beside its transformers."""
     tokenizer = text.t5_tokenizer()
     vae = AutoencoderKLWan(
         base_dim=4,
@@ -75,21 +76,21 @@ def _wan_parts(scheduler: Any = None) -> dict[str, Any]:
 @tiny
 def wan() -> WanPipeline:
     """Two guidance calls per step, in the cache contexts "cond" and "uncond"."""
-    return WanPipeline(**_wan_parts(), transformer=WanTransformer3DModel(**WAN_SHAPE))
+    return WanPipeline(**wan_parts(), transformer=WanTransformer3DModel(**WAN_SHAPE))
 
 
 @tiny
 def wan_unipc() -> WanPipeline:
     """Wan with a multistep scheduler, the one that its published checkpoints carry."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
-    return WanPipeline(**_wan_parts(scheduler), transformer=WanTransformer3DModel(**WAN_SHAPE))
+    return WanPipeline(**wan_parts(scheduler), transformer=WanTransformer3DModel(**WAN_SHAPE))
 
 
 @tiny
 def wan22() -> WanPipeline:
     """Wan 2.2: `transformer` takes the noisy steps, `transformer_2` the rest; of eight steps, four each."""
     return WanPipeline(
-        **_wan_parts(),
+        **wan_parts(),
         transformer=WanTransformer3DModel(**WAN_SHAPE),
         transformer_2=WanTransformer3DModel(**WAN_SHAPE),
         boundary_ratio=0.8,
@@ -102,7 +103,7 @@ def wan_vace() -> WanVACEPipeline:
     transformer = WanVACETransformer3DModel(
         **WAN_SHAPE, vace_layers=VACE_LAYERS, vace_in_channels=2 * WAN_CHANNELS + COMPRESSION**2
     )
-    return WanVACEPipeline(**_wan_parts(), transformer=transformer)
+    return WanVACEPipeline(**wan_parts(), transformer=transformer)
 
 
 @tiny
@@ -190,4 +191,4 @@ def hunyuan_video() -> HunyuanVideoPipeline:
 def anyflow_far() -> AnyFlowFARPipeline:
     """Chunk by chunk with a key-value cache and batched guidance; of two chunks before, the first is coarse."""
     transformer = AnyFlowFARTransformer3DModel(**WAN_SHAPE, full_chunk_limit=2, chunk_partition=(2, 1))
-    return AnyFlowFARPipeline(**_wan_parts(FlowMapEulerDiscreteScheduler(shift=FLOW_SHIFT)), transformer=transformer)
+    return AnyFlowFARPipeline(**wan_parts(FlowMapEulerDiscreteScheduler(shift=FLOW_SHIFT)), transformer=transformer)

@@ -1,0 +1,21 @@
+"""Arguments that the calls of the tiny pipelines have in common."""
+
+import torch
+
+STEPS = 8
+PROMPT = "a red fox"
+TEXT_TOKENS = 24
+
+PROMPTED = {
+    "prompt": PROMPT,
+    "num_inference_steps": STEPS,
+    "max_sequence_length": TEXT_TOKENS,
+    "output_type": "latent",
+}
+VIDEO = {**PROMPTED, "height": 48, "width": 64, "num_frames": 5}
+GUIDED_VIDEO = {**VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
+
+
+def noise(*shape: int) -> torch.Tensor:
+    """A picture or film in 0..1, always the same of a shape."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(7))
