@@ -110,8 +110,7 @@ def test_modules_not_to_convert_exist(family: Family) -> None:
         for denoiser in facts.denoisers
         for name, _ in denoiser.module.named_modules()
     }
-    optional = {"ofs_embedding"}  # only in CogVideoX 1.5's image to video
-    for entry in set(family.modules_to_not_convert) - optional | set(family.modulation):
+    for entry in {*family.modules_to_not_convert, *family.modulation}:
         assert any(matches(name, entry) for name in names), entry
 
 

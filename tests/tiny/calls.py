@@ -14,6 +14,10 @@ PROMPTED = {
 }
 VIDEO = {**PROMPTED, "height": 48, "width": 64, "num_frames": 5}
 GUIDED_VIDEO = {**VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
+FROM_VIDEO = {name: value for name, value in GUIDED_VIDEO.items() if name != "num_frames"}
+# With an image encoder, Wan's attention to text takes what stands before the last 512 tokens for the picture; a few
+# letters would not matter in so much padding.
+LONG_TEXT = {"prompt": 16 * "a red fox, ", "negative_prompt": 16 * "blurred, ", "max_sequence_length": 512}
 
 
 def noise(*shape: int) -> torch.Tensor:

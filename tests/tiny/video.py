@@ -106,25 +106,26 @@ def wan_vace() -> WanVACEPipeline:
     return WanVACEPipeline(**wan_parts(), transformer=transformer)
 
 
-@tiny
-def cogvideox() -> CogVideoXPipeline:
-    """Batched guidance [uncond, cond], text first in one sequence, rotary positions on video tokens only."""
+COGVIDEOX_SHAPE: dict[str, Any] = {
+    "num_attention_heads": HEADS,
+    "attention_head_dim": HEAD_SIZE,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "time_embed_dim": 64,
+    "text_embed_dim": TEXT_WIDTH,
+    "num_layers": 4,
+    "sample_height": 24,
+    "sample_width": 32,
+    "sample_frames": 5,
+    "temporal_compression_ratio": COMPRESSION,
+    "max_text_seq_length": 24,
+    "use_rotary_positional_embeddings": True,
+}
+
+
+def cogvideox_parts() -> dict[str, Any]:
+    """All that a CogVideoX pipeline has beside its transformer."""
     tokenizer = text.t5_tokenizer()
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_SIZE,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        time_embed_dim=64,
-        text_embed_dim=TEXT_WIDTH,
-        num_layers=4,
-        sample_height=24,
-        sample_width=32,
-        sample_frames=5,
-        temporal_compression_ratio=COMPRESSION,
-        max_text_seq_length=24,
-        use_rotary_positional_embeddings=True,
-    )
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 2,
         up_block_types=("CogVideoXUpBlock3D",) * 2,
@@ -140,33 +141,38 @@ def cogvideox() -> CogVideoXPipeline:
         snr_shift_scale=1.0,
         timestep_spacing="trailing",
     )
-    return CogVideoXPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text.t5_encoder(tokenizer, TEXT_WIDTH),
-        vae=vae,
-        transformer=transformer,
-        scheduler=scheduler,
-    )
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": text.t5_encoder(tokenizer, TEXT_WIDTH),
+        "vae": vae,
+        "scheduler": scheduler,
+    }
 
 
 @tiny
-def hunyuan_video() -> HunyuanVideoPipeline:
-    """Distilled guidance (one call per step), text last with a key mask, dual and single blocks."""
-    tokenizer, tokenizer_2 = text.llama_tokenizer(), text.clip_tokenizer()
-    transformer = HunyuanVideoTransformer3DModel(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_SIZE,
-        num_layers=3,
-        num_single_layers=3,
-        num_refiner_layers=1,
-        mlp_ratio=2.0,
-        text_embed_dim=TEXT_WIDTH,
-        pooled_projection_dim=TEXT_WIDTH,
-        rope_axes_dim=(16, 24, 24),
-    )
-    vae = AutoencoderKLHunyuanVideo(
+def cogvideox() -> CogVideoXPipeline:
+    """Batched guidance [uncond, cond], text first in one sequence, rotary positions on video tokens only."""
+    return CogVideoXPipeline(transformer=CogVideoXTransformer3DModel(**COGVIDEOX_SHAPE), **cogvideox_parts())
+
+
+HUNYUAN_SHAPE: dict[str, Any] = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_attention_heads": HEADS,
+    "attention_head_dim": HEAD_SIZE,
+    "num_layers": 3,
+    "num_single_layers": 3,
+    "num_refiner_layers": 1,
+    "mlp_ratio": 2.0,
+    "text_embed_dim": TEXT_WIDTH,
+    "pooled_projection_dim": TEXT_WIDTH,
+    "rope_axes_dim": (16, 24, 24),
+}
+
+
+def hunyuan_autoencoder() -> AutoencoderKLHunyuanVideo:
+    """Four frames are one."""
+    return AutoencoderKLHunyuanVideo(
         latent_channels=CHANNELS,
         down_block_types=("HunyuanVideoDownBlock3D",) * 3,
         up_block_types=("HunyuanVideoUpBlock3D",) * 3,
@@ -176,6 +182,13 @@ def hunyuan_video() -> HunyuanVideoPipeline:
         spatial_compression_ratio=COMPRESSION,
         temporal_compression_ratio=4,
     )
+
+
+@tiny
+def hunyuan_video() -> HunyuanVideoPipeline:
+    """Distilled guidance (one call per step), text last with a key mask, dual and single blocks."""
+    tokenizer, tokenizer_2 = text.llama_tokenizer(), text.clip_tokenizer()
+    transformer, vae = HunyuanVideoTransformer3DModel(**HUNYUAN_SHAPE), hunyuan_autoencoder()
     return HunyuanVideoPipeline(
         tokenizer=tokenizer,
         text_encoder=text.llama_encoder(tokenizer, TEXT_WIDTH),

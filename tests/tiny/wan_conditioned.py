@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import WanImageToVideoPipeline, WanTransformer3DModel, WanVideoToVideoPipeline
 
-from tests.tiny.calls import GUIDED_VIDEO, STEPS, noise
+from tests.tiny.calls import FROM_VIDEO, GUIDED_VIDEO, LONG_TEXT, STEPS, noise
 from tests.tiny.video import COMPRESSION, HEAD_SIZE, HEADS, TEXT_WIDTH, WAN_CHANNELS, WAN_SHAPE, wan_parts
 from tests.tiny.vision import clip_image_processor, clip_vision_encoder
 from tests.tiny.weights import tiny
@@ -23,6 +23,17 @@ def wan_i2v() -> WanImageToVideoPipeline:
         transformer=transformer,
         image_encoder=clip_vision_encoder(TEXT_WIDTH),
         image_processor=clip_image_processor(),
+    )
+
+
+@tiny
+def wan22_i2v() -> WanImageToVideoPipeline:
+    """Wan 2.2 of 14 billion parameters: two transformers, of eight steps four each, and no image encoder."""
+    return WanImageToVideoPipeline(
+        **wan_parts(),
+        transformer=WanTransformer3DModel(**CONDITIONED),
+        transformer_2=WanTransformer3DModel(**CONDITIONED),
+        boundary_ratio=0.8,
     )
 
 
@@ -46,18 +57,24 @@ _SHARED: dict[str, Any] = {
     "forwards": {"transformer": 2 * STEPS},
 }
 _FROM_IMAGE = {**GUIDED_VIDEO, "image": noise(1, 3, 48, 64)}
-# With an image encoder, attention takes what stands before the last 512 tokens for the picture; in so much padding, a
-# few letters would not matter.
-_LONG_TEXT = {"prompt": 16 * "a red fox, ", "negative_prompt": 16 * "blurred, ", "max_sequence_length": 512}
-_FROM_VIDEO = {name: value for name, value in GUIDED_VIDEO.items() if name != "num_frames"}
 
 CASES: tuple[dict[str, Any], ...] = (
-    {**_SHARED, "name": "wan_i2v", "build": wan_i2v, "call": {**_FROM_IMAGE, **_LONG_TEXT}},
+    {**_SHARED, "name": "wan_i2v", "build": wan_i2v, "call": {**_FROM_IMAGE, **LONG_TEXT}},
     {**_SHARED, "name": "wan22_ti2v", "build": wan22_ti2v, "call": _FROM_IMAGE},
+)
+
+KIN: tuple[dict[str, Any], ...] = (
+    {
+        **_SHARED,
+        "name": "wan22_i2v",
+        "build": wan22_i2v,
+        "call": _FROM_IMAGE,
+        "forwards": {"transformer": STEPS, "transformer_2": STEPS},
+    },
     {
         **_SHARED,
         "name": "wan_v2v",
         "build": wan_v2v,
-        "call": {**_FROM_VIDEO, "video": noise(1, 5, 3, 48, 64), "strength": 1.0},
+        "call": {**FROM_VIDEO, "video": noise(1, 5, 3, 48, 64), "strength": 1.0},
     },
 )
