@@ -120,6 +120,10 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
             return None
         _, height, width = (int(n) + 1 for n in ids.reshape(-1, 3).amax(0).tolist())
         return 1, height, width
+    if grid.sizes is not None:
+        told = [denoiser.argument(name, args, kwargs) for name in grid.sizes]
+        # A call that gives coordinates of every token gives no sizes.
+        return None if None in told else (int(told[0]), int(told[1]), int(told[2]))
     if hidden_states.ndim != len(grid.layout):
         return None
     sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))

@@ -14,6 +14,7 @@ from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
+from accel.pipelines.attention.ltx import LTXSelfAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
 from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
@@ -28,6 +29,7 @@ _FORMS: dict[str, type[StandIn]] = {
         FluxJointAttention,
         HunyuanVideoJointAttention,
         CogVideoXJointAttention,
+        LTXSelfAttention,
         PlainSelfAttention,
         AnyFlowChunkAttention,
     )

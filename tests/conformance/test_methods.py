@@ -106,7 +106,8 @@ def test_disable_right_after_an_exception(method: MethodCase, case: TinyCase, pi
 
 def test_changed_size_in_the_next_run(method: MethodCase, case: TinyCase, pipe: Any) -> None:
     if "height" in case.call:
-        other = {"height": case.call["height"] - 16, **_matching_inputs(case, case.call["height"] - 16)}
+        height = case.call["height"] - case.pixels
+        other = {"height": height, **_matching_inputs(case, height)}
     else:
         other = {"class_labels": [1, 2]}  # DiT has one size, but takes several classes at once.
     with accel.enable(pipe, **method.active) as session:

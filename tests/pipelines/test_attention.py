@@ -120,11 +120,11 @@ def test_attend_is_told_what_the_call_shows(name: str) -> None:
         assert torch.equal(short(case, pipe), plain)
     blocks = sum(len(denoiser.blocks) for denoiser in inspect_pipeline(pipe).denoisers)
     assert [index for index, _, _ in noted[:blocks]] == list(range(blocks))
-    batch = 2 if name in ("cogvideox", "dit") else 1
-    expected = {"cogvideox": "prefix", "flux": "prefix", "hunyuan_video": "suffix", "wan": "none", "dit": "none"}
+    batch = 2 if name in ("cogvideox", "dit", "ltx") else 1
+    expected = {"cogvideox": "prefix", "flux": "prefix", "hunyuan_video": "suffix"}
     for _, call, shape in noted:
         assert shape == (batch, case.tokens + case.text_tokens, 2, 64)
-        assert (call.text, call.text_length, call.scale) == (expected[name], case.text_tokens, None)
+        assert (call.text, call.text_length, call.scale) == (expected.get(name, "none"), case.text_tokens, None)
         assert call.dispatched == (name not in ("cogvideox", "dit"))
         if name == "hunyuan_video":
             assert call.mask is not None
