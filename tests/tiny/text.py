@@ -104,9 +104,9 @@ def projected_clip_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextMode
     return CLIPTextModelWithProjection(_clip_config(tokenizer, width))
 
 
-def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
+def llama_config(tokenizer: LlamaTokenizer, width: int) -> LlamaConfig:
     """Three layers, because HunyuanVideo reads the hidden state two layers before the last."""
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=FEED_FORWARD,
@@ -118,4 +118,7 @@ def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=width**-0.5,
     )
-    return LlamaModel(config)
+
+
+def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
+    return LlamaModel(llama_config(tokenizer, width))
