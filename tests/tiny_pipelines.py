@@ -19,7 +19,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
-from tests.tiny import image, video, wan_conditioned
+from tests.tiny import cogvideox_conditioned, hunyuan_conditioned, image, ltx, skyreels, video, wan_conditioned
 from tests.tiny.calls import GUIDED_VIDEO as _WAN
 from tests.tiny.calls import PROMPTED as _PROMPTED
 from tests.tiny.calls import STEPS, TEXT_TOKENS
@@ -50,6 +50,8 @@ class TinyCase:
     """Frames of the video's chunks, for pipelines that make one after the other; `tokens` are those of the first."""
     filling: int = 0
     """How many of the forwards are no step: they keep the keys and values of chunks that are done."""
+    pixels: int = 16
+    """Of which a height may be any whole multiple."""
 
     @property
     def lengths(self) -> set[int]:
@@ -139,6 +141,7 @@ _CASES = (
         tokens=576,
         text_tokens=TEXT_TOKENS,
     ),
+    *(TinyCase(**case) for case in cogvideox_conditioned.CASES),
     TinyCase(
         "hunyuan_video",
         "hunyuan_video",
@@ -166,6 +169,9 @@ _CASES = (
         chunks=(2, 1),
         filling=1,
     ),
+    *(TinyCase(**case) for case in hunyuan_conditioned.CASES),
+    *(TinyCase(**case) for case in ltx.CASES),
+    *(TinyCase(**case) for case in skyreels.CASES),
     TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
     TinyCase(
         "flux_controlnet",
@@ -198,3 +204,10 @@ _CASES = (
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
+
+KIN: dict[str, TinyCase] = {
+    case["name"]: TinyCase(**case)
+    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, skyreels)
+    for case in module.KIN
+}
+"""More pipelines of transformers that the others have: for a test of each instead of all tests."""
