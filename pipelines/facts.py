@@ -157,6 +157,9 @@ class Family:
     per_token_timesteps: bool = False
     # Where the pipelines generate chunk by chunk.
     chunks: Chunks | None = None
+    # Classes of `pipe.guider` that call the transformer as it is, once for each branch; others change its layers for
+    # some. Empty where the pipelines have none.
+    guiders: tuple[str, ...] = ()
     # None where the pipelines' bars tell.
     marks: CallMarks | None = None
     notes: tuple[str, ...] = field(default=())

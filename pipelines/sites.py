@@ -92,6 +92,12 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():
         _check_class(f"pipe.{name}", module, family)
+    guider = type(getattr(pipe, "guider", None)).__name__
+    if family.guiders and guider not in family.guiders:
+        raise AccelError(
+            f"pipe.guider is a {guider}, which may change layers of the transformer for some of its branches: "
+            f"use {', '.join(family.guiders[:-1])} or {family.guiders[-1]}"
+        )
     denoisers = tuple(_denoiser(name, module, family) for name, module in present.items())
     return PipelineFacts(family, guidance, denoisers)
 

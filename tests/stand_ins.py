@@ -24,7 +24,7 @@ from accel.runtime.hooks import HookSet
 from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
-FORMS = ["cogvideox", "dit", "flux", "hunyuan_video", "ltx", "wan"]
+FORMS = ["cogvideox", "dit", "flux", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "wan"]
 
 
 @cache

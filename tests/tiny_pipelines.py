@@ -19,7 +19,17 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
-from tests.tiny import cogvideox_conditioned, hunyuan_conditioned, image, ltx, skyreels, video, wan_conditioned
+from tests.tiny import (
+    cogvideox_conditioned,
+    hunyuan15,
+    hunyuan_conditioned,
+    image,
+    ltx,
+    mochi,
+    skyreels,
+    video,
+    wan_conditioned,
+)
 from tests.tiny.calls import GUIDED_VIDEO as _WAN
 from tests.tiny.calls import PROMPTED as _PROMPTED
 from tests.tiny.calls import STEPS, TEXT_TOKENS
@@ -72,6 +82,8 @@ class TinyCase:
         generator = torch.Generator().manual_seed(seed)
         call: Any = pipe
         arguments = {"generator": generator, **self.call, **overrides, "return_dict": False}
+        if hasattr(pipe, "guider"):
+            pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guidance_scale"))
         return torch.as_tensor(call(**arguments)[0])
 
 
@@ -170,7 +182,9 @@ _CASES = (
         filling=1,
     ),
     *(TinyCase(**case) for case in hunyuan_conditioned.CASES),
+    *(TinyCase(**case) for case in hunyuan15.CASES),
     *(TinyCase(**case) for case in ltx.CASES),
+    *(TinyCase(**case) for case in mochi.CASES),
     *(TinyCase(**case) for case in skyreels.CASES),
     TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
     TinyCase(
@@ -207,7 +221,7 @@ TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
 
 KIN: dict[str, TinyCase] = {
     case["name"]: TinyCase(**case)
-    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, skyreels)
+    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, skyreels)
     for case in module.KIN
 }
 """More pipelines of transformers that the others have: for a test of each instead of all tests."""

@@ -202,18 +202,21 @@ def require_choice(moment: Moment, call: AttentionCall, density: float, block_si
 
 
 def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
-    """How many text tokens count in each sample, (B,) int32, where the mask hides the right padding of a text and no
+    """How many text tokens count in each sample, (B,) int32, where a mask hides the right padding of a text and no
     more; or raises NotInBlocks."""
     mask, words = call.mask, call.text_length or 0
-    if mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text != "suffix":
+    if call.text_mask is not None:
+        valid, before = call.text_mask.bool(), 0
+    elif mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text != "suffix":
         raise NotInBlocks("the mask is not the padding of a text behind the image")
-    valid = mask[:, 0, 0]
+    else:
+        valid, before = mask[:, 0, 0], tokens - words
     lengths = valid.sum(1)
-    padding = torch.arange(tokens, device=mask.device) >= lengths[:, None]
+    padding = torch.arange(valid.shape[1], device=valid.device) >= lengths[:, None]
     # One question to the device for both conditions.
-    if bool((valid == padding).any() | (lengths < tokens - words).any()):
+    if bool((valid == padding).any() | (lengths < before).any()):
         raise NotInBlocks("the mask hides more than the padding of the text")
-    return (lengths - (tokens - words)).to(torch.int32)
+    return (lengths - before).to(torch.int32)
 
 
 def highest_blocks(call: SparseCall, scores: Tensor, density: float) -> Blocks:

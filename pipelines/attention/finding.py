@@ -13,8 +13,9 @@ from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
-from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
+from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
 from accel.pipelines.attention.ltx import LTXSelfAttention
+from accel.pipelines.attention.mochi import MochiJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
 from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
@@ -28,6 +29,8 @@ _FORMS: dict[str, type[StandIn]] = {
         WanSelfAttention,
         FluxJointAttention,
         HunyuanVideoJointAttention,
+        HunyuanVideo15JointAttention,
+        MochiJointAttention,
         CogVideoXJointAttention,
         LTXSelfAttention,
         PlainSelfAttention,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.guiders import PerturbedAttentionGuidance
 
 import accel
 from accel.pipelines.sites import inspect_pipeline
@@ -42,6 +43,30 @@ def test_acts_and_comes_off_without_a_trace(name: str) -> None:
         assert torch.equal(case.run(pipe), plain), "the stand-ins give the bits of diffusers"
     assert snapshot(pipe) == before
     assert torch.equal(case.run(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["hunyuan_video", "hunyuan_video15", "ltx", "mochi", "skyreels_v2"])
+def test_a_search_computes_what_diffusers_computes(name: str) -> None:
+    """A search is dense, in blocks: tokens, rotation and hidden text go where they belong."""
+    case = TINY[name]
+    pipe = case.build()
+    once = {"num_inference_steps": 1}
+    plain = case.run(pipe, **once)
+    with (
+        accel.enable(pipe, attention=accel.AdaSpaConfig(search_steps=(0.0,))) as session,
+        pytest.warns(accel.AccelWarning, match="adaspa was on and did nothing"),
+    ):
+        searched = case.run(pipe, **once)
+    (run,) = session.summary().to_dict()["runs"]
+    assert run["methods"]["adaspa"]["searched"] == run["methods"]["adaspa"]["attention_calls"] > 0
+    assert 0 < (searched - plain).norm() < 1e-5 * plain.norm()
+
+
+def test_a_guider_that_changes_layers_is_refused() -> None:
+    pipe = TINY["hunyuan_video15"].build()
+    pipe.guider = PerturbedAttentionGuidance(perturbed_guidance_layers=[1])
+    with pytest.raises(accel.AccelError, match=r"^pipe\.guider is a PerturbedAttentionGuidance, which may"):
+        accel.enable(pipe, cache="delta")
 
 
 def test_blocks_that_know_the_first_frame_by_its_place_keep_the_order() -> None:

@@ -72,7 +72,8 @@ def test_names_exist_in_diffusers(family: Family) -> None:
     for name in (*family.pipelines, *family.transformers):
         assert hasattr(diffusers, name)
     for guidance in family.pipelines.values():
-        assert set(guidance.order) == {"cond", "uncond"}
+        assert {branch.removeprefix("pred_") for branch in guidance.order} == {"cond", "uncond"}
+    assert all(hasattr(diffusers.guiders, name) for name in family.guiders)
 
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)

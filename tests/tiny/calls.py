@@ -1,6 +1,7 @@
 """Arguments that the calls of the tiny pipelines have in common."""
 
 import torch
+from PIL import Image
 
 STEPS = 8
 PROMPT = "a red fox"
@@ -23,3 +24,8 @@ LONG_TEXT = {"prompt": 16 * "a red fox, ", "negative_prompt": 16 * "blurred, ", 
 def noise(*shape: int) -> torch.Tensor:
     """A picture or film in 0..1, always the same of a shape."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(7))
+
+
+def picture(size: int) -> Image.Image:
+    """A square picture, for pipelines that take no tensor."""
+    return Image.fromarray((255 * noise(size, size, 3)).byte().numpy())

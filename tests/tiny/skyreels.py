@@ -12,7 +12,7 @@ from diffusers import (
 )
 
 from tests.tiny.calls import FROM_VIDEO, GUIDED_VIDEO, LONG_TEXT, STEPS, noise
-from tests.tiny.video import COMPRESSION, HEAD_SIZE, HEADS, TEXT_WIDTH, WAN_CHANNELS, WAN_SHAPE, wan_parts
+from tests.tiny.video import COMPRESSION, HEAD_SIZE, HEADS, TEXT_WIDTH, WAN_CHANNELS, WAN_SHAPE, unipc, wan_parts
 from tests.tiny.vision import clip_image_processor, clip_vision_encoder
 from tests.tiny.weights import tiny
 
@@ -30,7 +30,7 @@ def skyreels_v2() -> SkyReelsV2Pipeline:
 @tiny
 def skyreels_v2_df() -> SkyReelsV2DiffusionForcingPipeline:
     """Every frame has a timestep of its own, the same at the same step unless frames follow each other."""
-    return SkyReelsV2DiffusionForcingPipeline(**wan_parts(), transformer=_transformer(inject_sample_info=True))
+    return SkyReelsV2DiffusionForcingPipeline(**wan_parts(unipc()), transformer=_transformer(inject_sample_info=True))
 
 
 @tiny
@@ -50,13 +50,13 @@ def skyreels_v2_i2v() -> SkyReelsV2ImageToVideoPipeline:
 @tiny
 def skyreels_v2_df_i2v() -> SkyReelsV2DiffusionForcingImageToVideoPipeline:
     """The first frame is done before the first step."""
-    return SkyReelsV2DiffusionForcingImageToVideoPipeline(**wan_parts(), transformer=_transformer())
+    return SkyReelsV2DiffusionForcingImageToVideoPipeline(**wan_parts(unipc()), transformer=_transformer())
 
 
 @tiny
 def skyreels_v2_df_v2v() -> SkyReelsV2DiffusionForcingVideoToVideoPipeline:
     """Goes on from a film, in parts of three latent frames of which the first is the last before: each is a run."""
-    return SkyReelsV2DiffusionForcingVideoToVideoPipeline(**wan_parts(), transformer=_transformer())
+    return SkyReelsV2DiffusionForcingVideoToVideoPipeline(**wan_parts(unipc()), transformer=_transformer())
 
 
 _SHARED: dict[str, Any] = {

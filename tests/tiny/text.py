@@ -7,6 +7,7 @@ The encoder builders draw from the global random state: call them inside `weight
 import string
 
 from transformers import (
+    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -52,7 +53,7 @@ def llama_tokenizer(max_length: int = 512) -> LlamaTokenizer:
     return LlamaTokenizer(vocab=vocab, merges=[], pad_token="<pad>", model_max_length=max_length, padding_side="right")
 
 
-def t5_encoder(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
+def t5_encoder(tokenizer: T5Tokenizer | ByT5Tokenizer, width: int) -> T5EncoderModel:
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=width,

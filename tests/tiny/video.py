@@ -79,11 +79,15 @@ def wan() -> WanPipeline:
     return WanPipeline(**wan_parts(), transformer=WanTransformer3DModel(**WAN_SHAPE))
 
 
+def unipc() -> UniPCMultistepScheduler:
+    """The multistep scheduler that the published checkpoints of Wan and SkyReels-V2 carry."""
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
+
+
 @tiny
 def wan_unipc() -> WanPipeline:
-    """Wan with a multistep scheduler, the one that its published checkpoints carry."""
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
-    return WanPipeline(**wan_parts(scheduler), transformer=WanTransformer3DModel(**WAN_SHAPE))
+    """Wan with a multistep scheduler."""
+    return WanPipeline(**wan_parts(unipc()), transformer=WanTransformer3DModel(**WAN_SHAPE))
 
 
 @tiny

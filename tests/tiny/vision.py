@@ -10,6 +10,9 @@ from transformers import (
     LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 from tests.tiny import text
@@ -17,6 +20,7 @@ from tests.tiny import text
 HEADS, FEED_FORWARD, LAYERS = 4, 48, 2
 IMAGE_SIZE, PATCH = 16, 8
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
+SIGLIP_TOKENS = IMAGE_TOKENS
 IMAGE, HEADER_END = "<image>", "<|end_header_id|>"
 
 
@@ -60,3 +64,20 @@ def llava_encoder(tokenizer: LlamaTokenizer, width: int) -> LlavaForConditionalG
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlavaForConditionalGeneration(config)
+
+
+def siglip_processor() -> SiglipImageProcessor:
+    return SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+
+
+def siglip_encoder(width: int) -> SiglipVisionModel:
+    """Makes four tokens."""
+    config = SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=FEED_FORWARD,
+        num_attention_heads=HEADS,
+        num_hidden_layers=LAYERS,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+    )
+    return SiglipVisionModel(config)

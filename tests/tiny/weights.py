@@ -93,7 +93,8 @@ def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
     """Sharpen the attention scores and, where positions are rotary, let near tokens see each other most.
 
     A bias b that queries and keys share adds b R(distance) b to each score, the most at distance zero. The
-    families here that do not normalize their queries have no rotary positions either, and go without.
+    families here that do not normalize their queries have no rotary positions either, and go without; and so do those
+    whose projections have no bias.
     """
     if to_q is None or to_k is None:
         return
@@ -101,5 +102,6 @@ def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
         to_q.weight.mul_(SHARPNESS)
     else:
         norm_q.weight.mul_(SHARPNESS)
+    if norm_q is not None and to_q.bias is not None:
         nn.init.normal_(to_q.bias, std=SHARED_BIAS)
         to_k.bias.copy_(to_q.bias)
