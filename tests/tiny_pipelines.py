@@ -62,6 +62,8 @@ class TinyCase:
     """How many of the forwards are no step: they keep the keys and values of chunks that are done."""
     pixels: int = 16
     """Of which a height may be any whole multiple."""
+    fewest_steps: int = 1
+    """The pipeline fails with fewer; `run` takes no fewer."""
 
     @property
     def lengths(self) -> set[int]:
@@ -82,6 +84,7 @@ class TinyCase:
         generator = torch.Generator().manual_seed(seed)
         call: Any = pipe
         arguments = {"generator": generator, **self.call, **overrides, "return_dict": False}
+        arguments["num_inference_steps"] = max(self.fewest_steps, arguments["num_inference_steps"])
         if hasattr(pipe, "guider"):
             pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guidance_scale"))
         return torch.as_tensor(call(**arguments)[0])

@@ -3,8 +3,11 @@
 Their autoencoder makes one pixel of four by four and the transformer a token of each.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo15,
     FlowMatchEulerDiscreteScheduler,
@@ -70,12 +73,28 @@ def _with_short_texts(pipe: Any) -> Any:
     return pipe
 
 
+def _heard(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Keys of the text so long that the video, which nothing else tells of the prompt, attends to some of them."""
+
+    @wraps(build)
+    def louder(seed: int = 0) -> Any:
+        pipe = build(seed)
+        with torch.no_grad():
+            for block in pipe.transformer.transformer_blocks:
+                block.attn.norm_added_k.weight.mul_(4)
+        return pipe
+
+    return louder
+
+
+@_heard
 @tiny
 def hunyuan_video15() -> HunyuanVideo15Pipeline:
     """A guider's branches "pred_cond" and "pred_uncond"; behind the video a text of three parts, most of it padding."""
     return _with_short_texts(HunyuanVideo15Pipeline(**_parts()))
 
 
+@_heard
 @tiny
 def hunyuan_video15_i2v() -> HunyuanVideo15ImageToVideoPipeline:
     """The picture in channels of its own and among the text."""

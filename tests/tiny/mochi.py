@@ -54,9 +54,10 @@ CASES: tuple[dict[str, Any], ...] = (
         "name": "mochi",
         "family": "mochi",
         "build": mochi,
-        "call": {**GUIDED_VIDEO, "guidance_scale": 4.5},
+        "call": {**GUIDED_VIDEO, "guidance_scale": 3.0},
         "stacks": ("transformer_blocks",),
         "tokens": 576,
         "text_tokens": TEXT_TOKENS,
+        "fewest_steps": 2,
     },
 )
