@@ -72,15 +72,17 @@ class Guidance:
 class TokenGrid:
     """How the transformer's `hidden_states` argument becomes a row-major grid of tokens.
 
-    `patch` names the config fields that hold the patch size along (time, height, width); None stands for 1. With the
-    layout "BNC" the pipeline has packed the tokens already: `ids` names the argument with a row (axis, h, w) each, or
-    `shapes` the one with the (time, height, width) of every image of each sample, which are one grid if there is one.
+    `patch` names the config fields that hold the patch size along (time, height, width); None stands for 1. With
+    the layout "BNC" the pipeline has packed the tokens already: `ids` names the argument with a row (axis, h, w) each,
+    `shapes` the one with the (time, height, width) of every image of each sample, which are one grid if there is one,
+    or `sizes` those with the numbers of tokens along (time, height, width).
     """
 
     layout: Layout
     patch: tuple[str | None, str | None, str | None] = (None, None, None)
     ids: str | None = None
     shapes: str | None = None
+    sizes: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,10 +164,15 @@ class Family:
     modulation: tuple[str, ...] = ()
     # None where the blocks need the model's order of tokens, or where nobody has looked.
     free_order: FreeOrder | None = None
+    # Of which the pipelines want whole multiples as sides, whatever the autoencoder and the patches need.
+    pixels: int = 1
     # The transformer may be given one timestep per token instead of one per sample.
     per_token_timesteps: bool = False
     # Where the pipelines generate chunk by chunk.
     chunks: Chunks | None = None
+    # Classes of `pipe.guider` that call the transformer as it is, once for each branch; others change its layers for
+    # some. Empty where the pipelines have none.
+    guiders: tuple[str, ...] = ()
     # None where the pipelines' bars tell.
     marks: CallMarks | None = None
     notes: tuple[str, ...] = field(default=())
@@ -173,4 +180,4 @@ class Family:
     @property
     def makes_videos(self) -> bool:
         """Whether the tokens have a time axis."""
-        return "T" in self.grid.layout
+        return "T" in self.grid.layout or self.grid.sizes is not None

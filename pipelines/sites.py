@@ -104,6 +104,12 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():
         _check_class(f"pipe.{name}", module, family)
+    guider = type(getattr(pipe, "guider", None)).__name__
+    if family.guiders and guider not in family.guiders:
+        raise AccelError(
+            f"pipe.guider is a {guider}, which may change layers of the transformer for some of its branches: "
+            f"use {', '.join(family.guiders[:-1])} or {family.guiders[-1]}"
+        )
     denoisers = tuple(_denoiser(name, module, family) for name, module in present.items())
     return PipelineFacts(family, guidance, denoisers)
 
@@ -138,6 +144,10 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         shapes = {(int(time), int(height), int(width)) for sample in samples for time, height, width in sample}
         one = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
         return one if math.prod(one) == hidden_states.shape[1] else None
+    if grid.sizes is not None:
+        told = [denoiser.argument(name, args, kwargs) for name in grid.sizes]
+        # A call that gives coordinates of every token gives no sizes.
+        return None if None in told else (int(told[0]), int(told[1]), int(told[2]))
     if hidden_states.ndim != len(grid.layout):
         return None
     sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))

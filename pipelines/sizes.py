@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,13 @@ def size_rule(pipe: Any) -> SizeRule | None:
     except AccelError:
         return None
     grid = facts.family.grid
-    spatial: int = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 1
-    # A pipeline that packs its tokens itself packs two by two.
-    patch = 2 if grid.layout == "BNC" else config_value(facts.denoisers[0].module.config, grid.patch[2])
-    return SizeRule(spatial * patch, getattr(pipe, "vae_scale_factor_temporal", None) or 1)
+    spatial = _first_of(pipe, "vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio")
+    # A pipeline that packs its tokens itself packs two by two, unless a field of the transformer says otherwise.
+    packed = grid.layout == "BNC" and grid.patch[2] is None
+    patch = 2 if packed else config_value(facts.denoisers[0].module.config, grid.patch[2])
+    temporal = _first_of(pipe, "vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    return SizeRule(math.lcm(spatial * patch, facts.family.pixels), temporal)
+
+
+def _first_of(pipe: Any, *names: str) -> int:
+    return next((value for name in names if (value := getattr(pipe, name, None))), 1)

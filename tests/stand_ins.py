@@ -24,7 +24,10 @@ from accel.runtime.hooks import HookSet
 from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
-FORMS = ["cogvideox", "dit", "flux", "flux2", "hunyuan_video", "qwenimage", "sd3_heun", "wan"]
+FORMS = [
+    *("cogvideox", "dit", "flux", "flux2", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "qwenimage"),
+    *("sd3_heun", "wan"),
+]
 
 
 @cache

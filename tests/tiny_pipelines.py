@@ -19,12 +19,26 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
-from tests.tiny import guided_twice, image, joined, plain, video
+from tests.tiny import (
+    cogvideox_conditioned,
+    guided_twice,
+    hunyuan15,
+    hunyuan_conditioned,
+    image,
+    joined,
+    ltx,
+    mochi,
+    plain,
+    skyreels,
+    video,
+    wan_conditioned,
+)
+from tests.tiny.calls import GUIDED_VIDEO as _WAN
+from tests.tiny.calls import PROMPTED as _PROMPTED
+from tests.tiny.calls import STEPS, TEXT_TOKENS
+from tests.tiny.calls import VIDEO as _VIDEO
+from tests.tiny.calls import noise as _noise
 from tests.tiny.weights import seeded
-
-STEPS = 8
-PROMPT = "a red fox"
-TEXT_TOKENS = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +67,8 @@ class TinyCase:
     """Pixels by which the height can be made less, where it can be chosen."""
     joined: tuple[str, ...] = ()
     """Stacks whose blocks are given image and text as one stream."""
+    fewest_steps: int = 1
+    """The pipeline fails with fewer; `run` takes no fewer."""
 
     @property
     def lengths(self) -> set[int]:
@@ -73,6 +89,9 @@ class TinyCase:
         generator = torch.Generator().manual_seed(seed)
         call: Any = pipe
         arguments = {"generator": generator, **self.call, **overrides, "return_dict": False}
+        arguments["num_inference_steps"] = max(self.fewest_steps, arguments["num_inference_steps"])
+        if hasattr(pipe, "guider"):
+            pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guidance_scale"))
         return torch.as_tensor(call(**arguments)[0])
 
 
@@ -106,18 +125,6 @@ def save_locally(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeli
     return loaded
 
 
-def _noise(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(7))
-
-
-_PROMPTED = {
-    "prompt": PROMPT,
-    "num_inference_steps": STEPS,
-    "max_sequence_length": TEXT_TOKENS,
-    "output_type": "latent",
-}
-_VIDEO = {**_PROMPTED, "height": 48, "width": 64, "num_frames": 5}
-_WAN = {**_VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 _FLUX = {**_PROMPTED, "height": 44, "width": 52, "guidance_scale": 3.5}
 _SD3 = {**_PROMPTED, "negative_prompt": "blurred", "height": 48, "width": 48, "guidance_scale": 5.0}
 # Both of one length, because a token is a character.
@@ -155,6 +162,7 @@ _CASES = (
         text_tokens=0,
         forwards={"transformer": 2 * STEPS},
     ),
+    *(TinyCase(**case) for case in wan_conditioned.CASES),
     TinyCase(
         "cogvideox",
         "cogvideox",
@@ -164,6 +172,7 @@ _CASES = (
         tokens=576,
         text_tokens=TEXT_TOKENS,
     ),
+    *(TinyCase(**case) for case in cogvideox_conditioned.CASES),
     TinyCase(
         "hunyuan_video",
         "hunyuan_video",
@@ -191,6 +200,11 @@ _CASES = (
         chunks=(2, 1),
         filling=1,
     ),
+    *(TinyCase(**case) for case in hunyuan_conditioned.CASES),
+    *(TinyCase(**case) for case in hunyuan15.CASES),
+    *(TinyCase(**case) for case in ltx.CASES),
+    *(TinyCase(**case) for case in mochi.CASES),
+    *(TinyCase(**case) for case in skyreels.CASES),
     TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
     TinyCase(
         "flux_controlnet",
@@ -239,3 +253,10 @@ _CASES = (
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
+
+KIN: dict[str, TinyCase] = {
+    case["name"]: TinyCase(**case)
+    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, skyreels)
+    for case in module.KIN
+}
+"""More pipelines of transformers that the others have: for a test of each instead of all tests."""

@@ -151,10 +151,11 @@ class SparseAttention(Method):
 
     def _text_lengths(self, call: AttentionCall, query: Tensor) -> Tensor | None:
         """What the mask leaves of the texts; asked once for all blocks, because it waits for the device."""
-        if call.mask is None:
+        mask = call.mask if call.text_mask is None else call.text_mask
+        if mask is None:
             return None
-        if self._padded is None or self._padded[0] is not call.mask:
-            self._padded = call.mask, text_lengths(call, query.shape[1])
+        if self._padded is None or self._padded[0] is not mask:
+            self._padded = mask, text_lengths(call, query.shape[1])
         return self._padded[1]
 
     def report(self, record: RunRecord) -> dict[str, Any]:

@@ -202,18 +202,22 @@ def require_choice(moment: Moment, call: AttentionCall, density: float, block_si
 
 
 def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
-    """How many text tokens count in each sample, (B,) int32, where the mask hides the right padding of a text and no
+    """How many text tokens count in each sample, (B,) int32, where a mask hides the right padding of a text and no
     more; or raises NotInBlocks."""
     mask, words = call.mask, call.text_length or 0
-    if mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text == "none":
+    if call.text_mask is not None:
+        text, whole = call.text_mask.bool(), None
+    elif mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text == "none":
         raise NotInBlocks("the mask is not the padding of a text beside the image")
-    valid = mask[:, 0, 0]
-    start = 0 if call.text == "prefix" else tokens - words
-    text, image = valid[:, start : start + words], torch.cat([valid[:, :start], valid[:, start + words :]], 1)
+    else:
+        valid = mask[:, 0, 0]
+        start = 0 if call.text == "prefix" else tokens - words
+        text, whole = valid[:, start : start + words], torch.cat([valid[:, :start], valid[:, start + words :]], 1)
     lengths = text.sum(1)
-    padding = torch.arange(words, device=mask.device) >= lengths[:, None]
+    padding = torch.arange(text.shape[1], device=text.device) >= lengths[:, None]
+    wrong = (text == padding).any()
     # One question to the device for both conditions.
-    if bool((text == padding).any() | ~image.all()):
+    if bool(wrong if whole is None else wrong | ~whole.all()):
         raise NotInBlocks("the mask hides more than the padding of the text")
     return lengths.to(torch.int32)
 

@@ -36,6 +36,10 @@ class AttentionCall:
         text_length: tokens of text, padding included; None where the call does not tell (FLUX's single blocks are given
             text and image as one).
         mask: what diffusers' own processor would hand to its attention, or None.
+        text_mask: (B, text tokens), which of them count, where diffusers' own processor itself keeps the others from
+            all that count; the same object in all blocks of a call of the transformer.
+        cut: how it does that: by leaving them out, sample by sample, with zeros for their output; or else by a mask
+            over queries and keys.
         dispatched: whether that is diffusers' dispatcher, with `backend` and `parallel`, or torch's own function.
         scale: what scores are multiplied by; None is 1/sqrt(head size).
         external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`;
@@ -49,6 +53,8 @@ class AttentionCall:
     text_length: int | None
     mask: Tensor | None
     dispatched: bool
+    text_mask: Tensor | None = None
+    cut: bool = False
     backend: Any = None
     parallel: Any = None
     scale: float | None = None
@@ -69,12 +75,15 @@ class AttentionCall:
         """
         if self.external is not None:
             return self._behind(self.external, query, key, value)
+        if self.text_mask is not None and self.cut:
+            return _without_padding(query, key, value, self.text_mask)
+        mask = self.mask if self.text_mask is None else _among_counting(self.text_mask, query.shape[1])
         if self.dispatched:
             return dispatch_attention_fn(
-                query, key, value, attn_mask=self.mask, backend=self.backend, parallel_config=self.parallel
+                query, key, value, attn_mask=mask, backend=self.backend, parallel_config=self.parallel
             )
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask).transpose(1, 2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
     def _behind(self, external: External, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Laid out in memory as there, heads before tokens, because matrix products may round by layout.
@@ -89,6 +98,25 @@ class AttentionCall:
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         out = dispatch_attention_fn(query, key, value, backend=self.backend, parallel_config=self.parallel)
         return out[:, :tokens]
+
+
+def _among_counting(text_mask: Tensor, tokens: int) -> Tensor:
+    """(B, 1, tokens, tokens) bool: tokens that count see each other, those of the image in front included."""
+    counting = F.pad(text_mask, (tokens - text_mask.shape[1], 0), value=True).bool()
+    return counting[:, None, None, :] & counting[:, None, :, None]
+
+
+def _without_padding(query: Tensor, key: Tensor, value: Tensor, text_mask: Tensor) -> Tensor:
+    """Torch's own attention of each sample's image and the text tokens that count, which come first in the output."""
+    tokens, image = query.shape[1], query.shape[1] - text_mask.shape[1]
+    outputs = []
+    for sample, mask in enumerate(text_mask):
+        counting = torch.nonzero(mask, as_tuple=False).flatten()
+        parts = (x[sample : sample + 1].transpose(1, 2) for x in (query, key, value))
+        parts = (torch.cat([x[:, :, :image], x[:, :, image:][:, :, counting]], dim=2) for x in parts)
+        out = F.scaled_dot_product_attention(*parts)
+        outputs.append(F.pad(out, (0, 0, 0, tokens - out.shape[2])))
+    return torch.cat(outputs).transpose(1, 2)
 
 
 def spread_over_devices(parallel: Any) -> bool:

@@ -15,7 +15,9 @@ from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
-from accel.pipelines.attention.hunyuan_video import HunyuanVideoJointAttention
+from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
+from accel.pipelines.attention.ltx import LTXSelfAttention
+from accel.pipelines.attention.mochi import MochiJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
 from accel.pipelines.attention.qwenimage import QwenImageJointAttention
 from accel.pipelines.attention.sd3 import SD3JointAttention
@@ -31,7 +33,10 @@ _FORMS: dict[str, type[StandIn]] = {
         WanSelfAttention,
         FluxJointAttention,
         HunyuanVideoJointAttention,
+        HunyuanVideo15JointAttention,
+        MochiJointAttention,
         CogVideoXJointAttention,
+        LTXSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,
         Flux2JointAttention,

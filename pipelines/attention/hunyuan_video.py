@@ -1,13 +1,15 @@
-"""Joint attention of HunyuanVideo: text behind the video, rotation of the video alone, a mask over padded text."""
+"""Joint attention of HunyuanVideo and 1.5: text behind the video, rotation of the video alone, padded text hidden."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
+from accel.pipelines.attention.call import AttentionCall
 from accel.pipelines.attention.stand_in import StandIn
 
 
@@ -56,6 +58,15 @@ class HunyuanVideoJointAttention(StandIn):
         if getattr(attn, "to_add_out", None) is not None:
             text_output = attn.to_add_out(text_output)
         return video, text_output
+
+
+class HunyuanVideo15JointAttention(HunyuanVideoJointAttention):
+    """Stands in for `HunyuanVideo15AttnProcessor2_0`, which is told of the padded text alone."""
+
+    originals = ("diffusers.models.transformers.transformer_hunyuan_video15:HunyuanVideo15AttnProcessor2_0",)
+
+    def call(self, mask: Tensor | None, text_length: int | None) -> AttentionCall:
+        return replace(super().call(None, text_length), text_mask=mask)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:

@@ -11,9 +11,15 @@ from accel.pipelines.attention.stand_in import StandIn
 
 
 class WanSelfAttention(StandIn):
-    """Stands in for `WanAttnProcessor` where it attends to its own tokens; text has an attention of its own."""
+    """Stands in for `WanAttnProcessor` where it attends to its own tokens; text has an attention of its own.
 
-    originals = ("diffusers.models.transformers.transformer_wan:WanAttnProcessor",)
+    Also for that of SkyReels-V2, which computes the same.
+    """
+
+    originals = (
+        "diffusers.models.transformers.transformer_wan:WanAttnProcessor",
+        "diffusers.models.transformers.transformer_skyreels_v2:SkyReelsV2AttnProcessor",
+    )
     text = "none"
     dispatched = True
 

@@ -1,12 +1,18 @@
-"""CogVideoX and 1.5, text to video."""
+"""CogVideoX and 1.5, text, image or video to video."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+
+_BATCHED = Guidance(form="batched", order=("uncond", "cond"), named=True)
 
 FAMILY = Family(
     name="cogvideox",
     title="CogVideoX and 1.5",
     transformers=("CogVideoXTransformer3DModel",),
-    pipelines={"CogVideoXPipeline": Guidance(form="batched", order=("uncond", "cond"), named=True)},
+    pipelines={
+        "CogVideoXPipeline": _BATCHED,
+        "CogVideoXImageToVideoPipeline": _BATCHED,
+        "CogVideoXVideoToVideoPipeline": _BATCHED,
+    },
     stacks=(
         BlockStack(
             path="transformer_blocks",

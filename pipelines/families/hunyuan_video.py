@@ -1,4 +1,4 @@
-"""HunyuanVideo, text to video."""
+"""HunyuanVideo, text or image to video."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
@@ -12,7 +12,10 @@ FAMILY = Family(
     name="hunyuan_video",
     title="HunyuanVideo",
     transformers=("HunyuanVideoTransformer3DModel",),
-    pipelines={"HunyuanVideoPipeline": Guidance(form="distilled", order=("cond", "uncond"), named=True)},
+    pipelines={
+        "HunyuanVideoPipeline": Guidance(form="distilled", order=("cond", "uncond"), named=True),
+        "HunyuanVideoImageToVideoPipeline": Guidance(form="distilled", order=("cond", "uncond"), named=False),
+    },
     stacks=(
         BlockStack(
             path="transformer_blocks",

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, text to video, and VACE."""
+"""Wan 2.1 and 2.2, text, image or video to video, and VACE."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
@@ -12,7 +12,12 @@ FAMILY = Family(
     name="wan",
     title="Wan 2.1 and 2.2",
     transformers=("WanTransformer3DModel", "WanVACETransformer3DModel"),
-    pipelines={"WanPipeline": _SEPARATE, "WanVACEPipeline": _SEPARATE},
+    pipelines={
+        "WanPipeline": _SEPARATE,
+        "WanImageToVideoPipeline": _SEPARATE,
+        "WanVideoToVideoPipeline": Guidance(form="separate", order=("cond", "uncond"), named=False),
+        "WanVACEPipeline": _SEPARATE,
+    },
     stacks=(BlockStack("blocks", ("WanTransformerBlock",), ("hidden_states",), _ATTENTION),),
     beside={
         "WanVACETransformer3DModel": (
@@ -41,6 +46,7 @@ FAMILY = Family(
     ),
     per_token_timesteps=True,
     notes=(
+        "image to video with an image encoder: attention to text has keys of its own for the picture",
         "2.2: `transformer` has the noisy steps, `transformer_2` those after `boundary_ratio`",
         "VACE: `vace_blocks`, which make the hints, are always computed; their attention may be sparse",
     ),

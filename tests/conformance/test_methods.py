@@ -119,7 +119,7 @@ def test_changed_size_in_the_next_run(method: MethodCase, case: TinyCase, pipe: 
 
 
 def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
-    return {name: case.call[name][..., :height, :] for name in ("video", "control_image") if name in case.call}
+    return {name: case.call[name][..., :height, :] for name in ("image", "video", "control_image") if name in case.call}
 
 
 @pytest.mark.methods_with(exact_on_equal_inputs=True)

@@ -38,7 +38,7 @@ def attention_inputs(name: str) -> dict[str, tuple[tuple, dict[str, Any]]]:
             found[name] = args, kwargs
 
         handles.append(site.module.register_forward_pre_hook(note, with_kwargs=True))
-    case.run(pipe, num_inference_steps=4 if name == "wan22" else 1)
+    case.run(pipe, num_inference_steps=4 if len(case.forwards) > 1 else 1)
     for handle in handles:
         handle.remove()
     return found
@@ -125,10 +125,16 @@ def test_attend_is_told_what_the_call_shows(name: str) -> None:
     batch = 2 if facts.guidance.form == "batched" else 1
     text = facts.family.text if case.text_tokens else "none"
     (dispatched,) = {fact.dispatched for site in facts.denoisers[0].blocks for fact in site.attention}
-    for layer, call, shape in noted:
+    for place, (layer, call, shape) in enumerate(noted):
         assert shape == (batch, case.tokens + case.text_tokens, 2, 64)
         assert (call.text, call.text_length, call.scale) == (text, case.text_tokens, None)
         assert (call.dispatched, call.layer) == (dispatched, layer)
+        assert (call.text_mask is not None) == (name in ("hunyuan_video15", "mochi"))
+        if call.text_mask is not None:
+            assert call.text_mask.shape == (batch, case.text_tokens) and not call.text_mask.all()
+            assert call.text_mask is noted[place // blocks * blocks][1].text_mask, (
+                "so that it is asked once for all blocks"
+            )
         if name == "hunyuan_video":
             assert call.mask is not None
             assert (call.mask.dtype, call.mask.shape) == (torch.bool, (1, 1, 1, case.tokens + 64))

@@ -27,7 +27,8 @@ def compile_blocks(pipe: Any) -> None:
             block.compile(fullgraph=True, backend="eager")
 
 
-@pytest.mark.parametrize("name", FORMS)
+# Mochi's own attention asks each sample for its length, which no one graph holds.
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "mochi"])
 def test_compiled_blocks_stay_one_graph_for_all_sites(name: str) -> None:
     case = TINY[name]
     pipe: Any = case.build()

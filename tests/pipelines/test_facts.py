@@ -78,7 +78,8 @@ def test_names_exist_in_diffusers(family: Family) -> None:
     for name in (*family.pipelines, *family.transformers):
         assert hasattr(diffusers, name)
     for guidance in family.pipelines.values():
-        assert set(guidance.order) == {"cond", "uncond"}
+        assert {branch.removeprefix("pred_") for branch in guidance.order} == {"cond", "uncond"}
+    assert all(hasattr(diffusers.guiders, name) for name in family.guiders)
 
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
@@ -118,8 +119,7 @@ def test_modules_not_to_convert_exist(family: Family) -> None:
         for denoiser in facts.denoisers
         for name, _ in denoiser.module.named_modules()
     }
-    optional = {"ofs_embedding"}  # only in CogVideoX 1.5's image to video
-    for entry in set(family.modules_to_not_convert) - optional | set(family.modulation):
+    for entry in {*family.modules_to_not_convert, *family.modulation}:
         assert any(matches(name, entry) for name in names), entry
 
 

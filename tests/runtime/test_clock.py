@@ -12,7 +12,7 @@ from accel.pipelines.facts import Guidance
 from accel.pipelines.families import families
 from accel.runtime.clock import Clock, Moment
 from accel.runtime.runs import watch_branches, watch_runs
-from tests.tiny_pipelines import TINY
+from tests.tiny_pipelines import KIN, TINY
 
 SEPARATE = Guidance("separate", ("cond", "uncond"), named=False)
 BATCHED = Guidance("batched", ("uncond", "cond"), named=False)
@@ -133,8 +133,14 @@ EXPECTED = {
     "wan_unipc": (8, ["cond", "uncond"]),
     "wan22": (8, ["cond", "uncond"]),
     "wan_vace": (8, ["cond", "uncond"]),
+    "wan22_ti2v": (8, ["cond", "uncond"]),
+    "wan_v2v": (8, ["cond", "uncond"]),
     "cogvideox": (8, ["cond_uncond"]),
+    "cogvideox15_i2v": (8, ["cond_uncond"]),
     "hunyuan_video": (8, ["cond"]),
+    "hunyuan_video_i2v_concat": (8, ["cond", "uncond"]),
+    "ltx_i2v": (8, ["cond_uncond"]),
+    "skyreels_v2_df": (8, ["cond", "uncond"]),
     "flux": (8, ["cond"]),
     "flux_controlnet": (8, ["cond"]),
     "dit": (8, ["cond_uncond"]),
@@ -151,7 +157,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_real_pipelines_tell_run_step_branch_and_denoiser(name: str) -> None:
-    case = TINY[name]
+    case = {**TINY, **KIN}[name]
     pipe: Any = case.build()
     guidances = {cls: g for family in families().values() for cls, g in family.pipelines.items()}
     clock = Clock(guidances.get(type(pipe).__name__, BATCHED))
@@ -182,6 +188,15 @@ def test_real_pipelines_tell_run_step_branch_and_denoiser(name: str) -> None:
         restore()
     assert "progress_bar" not in vars(pipe)
     assert "cache_context" not in vars(pipe.transformer)
+
+
+def test_a_strength_leaves_fewer_steps_to_the_run() -> None:
+    case = KIN["cogvideox_v2v"]
+    pipe, planned = case.build(), []
+    stop = watch_runs(pipe, planned.append, lambda _broken: None)
+    case.run(pipe, strength=0.5)
+    stop()
+    assert planned == [4]
 
 
 class MinimalBar:

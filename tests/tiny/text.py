@@ -7,6 +7,7 @@ The encoder builders draw from the global random state: call them inside `weight
 import string
 
 from transformers import (
+    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -70,7 +71,7 @@ def qwen_tokenizer(max_length: int = 512) -> Qwen2Tokenizer:
     )
 
 
-def t5_encoder(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
+def t5_encoder(tokenizer: T5Tokenizer | ByT5Tokenizer, width: int) -> T5EncoderModel:
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=width,
@@ -122,9 +123,9 @@ def projected_clip_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextMode
     return CLIPTextModelWithProjection(_clip_config(tokenizer, width))
 
 
-def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
+def llama_config(tokenizer: LlamaTokenizer, width: int) -> LlamaConfig:
     """Three layers, because HunyuanVideo reads the hidden state two layers before the last."""
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=FEED_FORWARD,
@@ -136,7 +137,10 @@ def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=width**-0.5,
     )
-    return LlamaModel(config)
+
+
+def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
+    return LlamaModel(llama_config(tokenizer, width))
 
 
 def qwen_vl_encoder(tokenizer: Qwen2Tokenizer, width: int) -> Qwen2_5_VLForConditionalGeneration:

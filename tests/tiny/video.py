@@ -53,7 +53,8 @@ WAN_SHAPE: dict[str, Any] = {
 }
 
 
-def _wan_parts(scheduler: Any = None) -> dict[str, Any]:
+def wan_parts(scheduler: Any = None) -> dict[str, Any]:
+    """All that a Wan pipeline has beside its transformers."""
     tokenizer = text.t5_tokenizer()
     vae = AutoencoderKLWan(
         base_dim=4,
@@ -75,21 +76,25 @@ def _wan_parts(scheduler: Any = None) -> dict[str, Any]:
 @tiny
 def wan() -> WanPipeline:
     """Two guidance calls per step, in the cache contexts "cond" and "uncond"."""
-    return WanPipeline(**_wan_parts(), transformer=WanTransformer3DModel(**WAN_SHAPE))
+    return WanPipeline(**wan_parts(), transformer=WanTransformer3DModel(**WAN_SHAPE))
+
+
+def unipc() -> UniPCMultistepScheduler:
+    """The multistep scheduler that the published checkpoints of Wan and SkyReels-V2 carry."""
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
 
 
 @tiny
 def wan_unipc() -> WanPipeline:
-    """Wan with a multistep scheduler, the one that its published checkpoints carry."""
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
-    return WanPipeline(**_wan_parts(scheduler), transformer=WanTransformer3DModel(**WAN_SHAPE))
+    """Wan with a multistep scheduler."""
+    return WanPipeline(**wan_parts(unipc()), transformer=WanTransformer3DModel(**WAN_SHAPE))
 
 
 @tiny
 def wan22() -> WanPipeline:
     """Wan 2.2: `transformer` takes the noisy steps, `transformer_2` the rest; of eight steps, four each."""
     return WanPipeline(
-        **_wan_parts(),
+        **wan_parts(),
         transformer=WanTransformer3DModel(**WAN_SHAPE),
         transformer_2=WanTransformer3DModel(**WAN_SHAPE),
         boundary_ratio=0.8,
@@ -102,28 +107,29 @@ def wan_vace() -> WanVACEPipeline:
     transformer = WanVACETransformer3DModel(
         **WAN_SHAPE, vace_layers=VACE_LAYERS, vace_in_channels=2 * WAN_CHANNELS + COMPRESSION**2
     )
-    return WanVACEPipeline(**_wan_parts(), transformer=transformer)
+    return WanVACEPipeline(**wan_parts(), transformer=transformer)
 
 
-@tiny
-def cogvideox() -> CogVideoXPipeline:
-    """Batched guidance [uncond, cond], text first in one sequence, rotary positions on video tokens only."""
+COGVIDEOX_SHAPE: dict[str, Any] = {
+    "num_attention_heads": HEADS,
+    "attention_head_dim": HEAD_SIZE,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "time_embed_dim": 64,
+    "text_embed_dim": TEXT_WIDTH,
+    "num_layers": 4,
+    "sample_height": 24,
+    "sample_width": 32,
+    "sample_frames": 5,
+    "temporal_compression_ratio": COMPRESSION,
+    "max_text_seq_length": 24,
+    "use_rotary_positional_embeddings": True,
+}
+
+
+def cogvideox_parts() -> dict[str, Any]:
+    """All that a CogVideoX pipeline has beside its transformer."""
     tokenizer = text.t5_tokenizer()
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_SIZE,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        time_embed_dim=64,
-        text_embed_dim=TEXT_WIDTH,
-        num_layers=4,
-        sample_height=24,
-        sample_width=32,
-        sample_frames=5,
-        temporal_compression_ratio=COMPRESSION,
-        max_text_seq_length=24,
-        use_rotary_positional_embeddings=True,
-    )
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 2,
         up_block_types=("CogVideoXUpBlock3D",) * 2,
@@ -139,33 +145,38 @@ def cogvideox() -> CogVideoXPipeline:
         snr_shift_scale=1.0,
         timestep_spacing="trailing",
     )
-    return CogVideoXPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text.t5_encoder(tokenizer, TEXT_WIDTH),
-        vae=vae,
-        transformer=transformer,
-        scheduler=scheduler,
-    )
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": text.t5_encoder(tokenizer, TEXT_WIDTH),
+        "vae": vae,
+        "scheduler": scheduler,
+    }
 
 
 @tiny
-def hunyuan_video() -> HunyuanVideoPipeline:
-    """Distilled guidance (one call per step), text last with a key mask, dual and single blocks."""
-    tokenizer, tokenizer_2 = text.llama_tokenizer(), text.clip_tokenizer()
-    transformer = HunyuanVideoTransformer3DModel(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_SIZE,
-        num_layers=3,
-        num_single_layers=3,
-        num_refiner_layers=1,
-        mlp_ratio=2.0,
-        text_embed_dim=TEXT_WIDTH,
-        pooled_projection_dim=TEXT_WIDTH,
-        rope_axes_dim=(16, 24, 24),
-    )
-    vae = AutoencoderKLHunyuanVideo(
+def cogvideox() -> CogVideoXPipeline:
+    """Batched guidance [uncond, cond], text first in one sequence, rotary positions on video tokens only."""
+    return CogVideoXPipeline(transformer=CogVideoXTransformer3DModel(**COGVIDEOX_SHAPE), **cogvideox_parts())
+
+
+HUNYUAN_SHAPE: dict[str, Any] = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_attention_heads": HEADS,
+    "attention_head_dim": HEAD_SIZE,
+    "num_layers": 3,
+    "num_single_layers": 3,
+    "num_refiner_layers": 1,
+    "mlp_ratio": 2.0,
+    "text_embed_dim": TEXT_WIDTH,
+    "pooled_projection_dim": TEXT_WIDTH,
+    "rope_axes_dim": (16, 24, 24),
+}
+
+
+def hunyuan_autoencoder() -> AutoencoderKLHunyuanVideo:
+    """Four frames are one."""
+    return AutoencoderKLHunyuanVideo(
         latent_channels=CHANNELS,
         down_block_types=("HunyuanVideoDownBlock3D",) * 3,
         up_block_types=("HunyuanVideoUpBlock3D",) * 3,
@@ -175,6 +186,13 @@ def hunyuan_video() -> HunyuanVideoPipeline:
         spatial_compression_ratio=COMPRESSION,
         temporal_compression_ratio=4,
     )
+
+
+@tiny
+def hunyuan_video() -> HunyuanVideoPipeline:
+    """Distilled guidance (one call per step), text last with a key mask, dual and single blocks."""
+    tokenizer, tokenizer_2 = text.llama_tokenizer(), text.clip_tokenizer()
+    transformer, vae = HunyuanVideoTransformer3DModel(**HUNYUAN_SHAPE), hunyuan_autoencoder()
     return HunyuanVideoPipeline(
         tokenizer=tokenizer,
         text_encoder=text.llama_encoder(tokenizer, TEXT_WIDTH),
@@ -190,4 +208,4 @@ def hunyuan_video() -> HunyuanVideoPipeline:
 def anyflow_far() -> AnyFlowFARPipeline:
     """Chunk by chunk with a key-value cache and batched guidance; of two chunks before, the first is coarse."""
     transformer = AnyFlowFARTransformer3DModel(**WAN_SHAPE, full_chunk_limit=2, chunk_partition=(2, 1))
-    return AnyFlowFARPipeline(**_wan_parts(FlowMapEulerDiscreteScheduler(shift=FLOW_SHIFT)), transformer=transformer)
+    return AnyFlowFARPipeline(**wan_parts(FlowMapEulerDiscreteScheduler(shift=FLOW_SHIFT)), transformer=transformer)

@@ -94,8 +94,8 @@ def _listen_slowly(embedder: TimestepEmbedding) -> None:
 def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
     """Sharpen the attention scores and, where positions are rotary, let near tokens see each other most.
 
-    A bias b that queries and keys share adds b R(distance) b to each score, the most at distance zero. Without biases,
-    queries and keys share a part of their weights, so that tokens see most of those like them. The
+    A bias b that queries and keys share adds b R(distance) b to each score, the most at distance zero; where the
+    projections have no bias they share a part of their weights, and tokens see most those that are like them. The
     families here that do not normalize their queries have no rotary positions either, and go without.
     """
     if norm_q is not None:
@@ -105,7 +105,7 @@ def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
     if norm_q is None or to_q is None or to_k is None:
         return
     if to_q.bias is None:
-        to_k.weight.add_(to_q.weight).mul_(0.5**0.5)
+        to_k.weight.add_(to_q.weight).div_(math.sqrt(2))
     else:
         nn.init.normal_(to_q.bias, std=SHARED_BIAS)
         to_k.bias.copy_(to_q.bias)
