@@ -333,6 +333,23 @@ def test_many_runs_are_remembered_in_little_room_and_few_lines(pipe: Any) -> Non
     assert len(text.splitlines()) < 20
 
 
+def test_what_is_forgotten_is_not_in_the_summary_and_acceleration_goes_on(pipe: Any) -> None:
+    with accel.enable(pipe, cache="delta", dense_steps=0.0) as session:
+        for _ in range(2):
+            TINY["wan"].run(pipe, num_inference_steps=4)
+        counted = [run["counts"]["delta"] for run in session.summary().to_dict()["runs"]]
+        assert len(counted) == 2 and counted[0] == counted[1] and set(counted[0]) == {"computed", "reused"}
+        session.forget()
+        assert session.summary().to_dict()["runs"] == []
+        TINY["wan"].run(pipe, num_inference_steps=4)
+    session.forget()
+    (run,) = session.summary().to_dict()["runs"]
+    assert run["counts"]["delta"] == counted[0] and "run 1: " in str(session.summary())
+    report = run["methods"]["delta"]
+    assert run["counts"]["delta"]["reused"] == report["reused"]
+    assert sum(run["counts"]["delta"].values()) == report["block_calls"]
+
+
 def test_a_replaced_progress_bar_is_said_to_hide_the_runs() -> None:
     pipe: Any = TINY["wan"].build()
     session = accel.enable(pipe, cache="delta")
