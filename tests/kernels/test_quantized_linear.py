@@ -9,7 +9,7 @@ from torch import Tensor
 from accel.kernels.forms import use
 from accel.kernels.int8 import quantize_int8
 from accel.kernels.nvfp4 import quantize_nvfp4
-from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, fitting_scale, quantized_linear, stored_weight
+from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, quantized_linear, stored_weight
 from accel.kernels.rotation import BLOCK, rotate
 
 GENERATOR = torch.Generator().manual_seed(1)
