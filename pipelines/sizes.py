@@ -38,11 +38,19 @@ def size_rule(pipe: Any) -> SizeRule | None:
     except AccelError:
         return None
     grid = facts.family.grid
-    spatial = _first_of(pipe, "vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio")
+    spatial = _first_of(
+        pipe,
+        "vae_scale_factor_spatial",
+        "vae_scale_factor",
+        "vae_spatial_compression_ratio",
+        "vae_spatial_scale_factor",
+    )
     # A pipeline that packs its tokens itself packs two by two, unless a field of the transformer says otherwise.
     packed = grid.layout == "BNC" and grid.patch[2] is None
     patch = 2 if packed else config_value(facts.denoisers[0].module.config, grid.patch[2])
-    temporal = _first_of(pipe, "vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    temporal = _first_of(
+        pipe, "vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor"
+    )
     return SizeRule(math.lcm(spatial * patch, facts.family.pixels), temporal)
 
 

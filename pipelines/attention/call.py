@@ -112,9 +112,9 @@ def _without_padding(query: Tensor, key: Tensor, value: Tensor, text_mask: Tenso
     outputs = []
     for sample, mask in enumerate(text_mask):
         counting = torch.nonzero(mask, as_tuple=False).flatten()
-        parts = (x[sample : sample + 1].transpose(1, 2) for x in (query, key, value))
-        parts = (torch.cat([x[:, :, :image], x[:, :, image:][:, :, counting]], dim=2) for x in parts)
-        out = F.scaled_dot_product_attention(*parts)
+        own = [x[sample : sample + 1].transpose(1, 2) for x in (query, key, value)]
+        q, k, v = (torch.cat([x[:, :, :image], x[:, :, image:][:, :, counting]], dim=2) for x in own)
+        out = F.scaled_dot_product_attention(q, k, v)
         outputs.append(F.pad(out, (0, 0, 0, tokens - out.shape[2])))
     return torch.cat(outputs).transpose(1, 2)
 

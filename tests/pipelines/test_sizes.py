@@ -14,6 +14,7 @@ from tests.tiny_pipelines import TINY
         ("wan", SizeRule(pixels=4, frames=2)),
         ("flux", SizeRule(pixels=2, frames=1)),
         ("ltx", SizeRule(pixels=32, frames=4)),
+        ("mochi", SizeRule(pixels=4, frames=2)),
         ("sd3_heun", None),
     ],
 )
