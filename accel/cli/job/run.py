@@ -108,7 +108,7 @@ def carry_out(job: Job, processes: Processes) -> None:
 def _weights(base: Request, stored: Path) -> str | None:
     """The hash of the weights, where they lie in a folder that is known to be whole."""
     if base.model == "demo":
-        return weights_hash(demo.weights_folder(base.size or "standard"))
+        return weights_hash(demo.WEIGHTS)
     return weights_hash(stored) if Path(base.model).expanduser().is_dir() else None
 
 
