@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 		--preset balanced -o demo.mp4 --overwrite
 
 test: lint
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -1,12 +1,11 @@
 """Runs the tests marked `interpreter` in their own process, in which Triton interprets its kernels on the CPU.
 
 Triton decides when a kernel is decorated whether it will be compiled or interpreted, so one process cannot do
-both. One such process runs all the marked tests that a pytest run has selected, and each appears in that run
-under its own name, with its own traceback. A marked test that the process did not run fails. With
+both. One such process runs all the marked tests of a file that a pytest run has selected, and each appears in that
+run under its own name, with its own traceback. A marked test that the process did not run fails. With
 TRITON_INTERPRET=1 already set, the marked tests run in place.
 
-Under pytest-xdist (`-n 2 --dist loadgroup`) the marked tests are one group, so that there is one such process; the
-tests of each file are another, because they share fixtures that are dear to make.
+A process for each file, so that workers of pytest-xdist, which take whole files (`--dist loadfile`), share them out.
 """
 
 import json
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,45 +39,40 @@ def register(config: pytest.Config) -> None:
 
 class _Parent:
     def __init__(self) -> None:
-        self._reports: dict[str, list[pytest.TestReport]] | None = None
-        self._summary = ""
+        self._reports: dict[Path, dict[str, list[pytest.TestReport]]] = {}
         self._output = ""
-
-    @pytest.hookimpl(tryfirst=True, wrapper=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-        # Groups before xdist looks at them.
-        if config.pluginmanager.hasplugin("xdist"):
-            for item in items:
-                group = MARK if _is_marked(item) else item.nodeid.partition("::")[0]
-                item.add_marker(pytest.mark.xdist_group(group))
-        yield
-        # Last, so that the fixtures of the tests before them are torn down by the end of the session.
-        items.sort(key=_is_marked)
+        # How many tests ran, how many were to run, and seconds; a worker's are added to those of the run.
+        self._totals: list[float] = [0, 0, 0.0]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if not _is_marked(item):
             return None
-        if self._reports is None:
-            marked = [_nodeid(other) for other in item.session.items if _is_marked(other)]
-            self._reports = self._run(marked, item.config)
+        if item.path not in self._reports:
+            together = [other for other in item.session.items if other.path == item.path and _is_marked(other)]
+            self._reports[item.path] = self._run([other.nodeid for other in together], item.config)
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports.get(_nodeid(item)) or [self._did_not_run(item)]:
+        for report in self._reports[item.path].get(item.nodeid) or [self._did_not_run(item)]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):
-            session.config.workeroutput[MARK] = self._summary
+            session.config.workeroutput[MARK] = self._totals
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        self._summary = self._summary or getattr(node, "workeroutput", {}).get(MARK, "")
+        self._add(getattr(node, "workeroutput", {}).get(MARK, (0, 0, 0.0)))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._summary:
-            terminalreporter.write_line(self._summary)
+        ran, selected, seconds = self._totals
+        if selected:
+            count = f"{ran} of {selected} selected tests"
+            terminalreporter.write_line(f"Triton interpreter: {count} ran in their own processes, {seconds:.0f} s")
+
+    def _add(self, more: Sequence[float]) -> None:
+        self._totals = [total + other for total, other in zip(self._totals, more, strict=True)]
 
     def _run(self, nodeids: list[str], config: pytest.Config) -> dict[str, list[pytest.TestReport]]:
         started = time.perf_counter()
@@ -102,9 +96,7 @@ class _Parent:
                 reports.setdefault(report.nodeid, []).append(report)
         reports = {nodeid: phases for nodeid, phases in reports.items() if phases[-1].when == "teardown"}
         ran = sum(nodeid in reports for nodeid in nodeids)
-        seconds = time.perf_counter() - started
-        count = f"{ran} of {len(nodeids)} selected tests"
-        self._summary = f"Triton interpreter: {count} ran in their own process, {seconds:.0f} s"
+        self._add((ran, len(nodeids), time.perf_counter() - started))
         return reports
 
     def _did_not_run(self, item: pytest.Item) -> pytest.TestReport:
@@ -127,11 +119,6 @@ class _Child:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         with self._reports.open("a", encoding="utf-8") as file:
             file.write(json.dumps(data) + "\n")
-
-
-def _nodeid(item: pytest.Item) -> str:
-    """The test's own name, without the group that a worker of xdist writes behind it."""
-    return item.nodeid.removesuffix(f"@{MARK}")
 
 
 def _is_marked(item: pytest.Item) -> bool:

@@ -18,6 +18,7 @@ def last_run(session: Any) -> dict[str, Any]:
     return session.summary().to_dict()["runs"][-1]
 
 
+@pytest.mark.every_family
 def test_acts_and_comes_off_without_a_trace(method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor) -> None:
     before = snapshot(pipe)
     with accel.enable(pipe, **method.active) as session:
