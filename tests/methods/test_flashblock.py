@@ -271,7 +271,7 @@ def test_a_flat_density_is_the_attention_s() -> None:
 def wan_14b(limit: float | None) -> Any:
     """The method as it stands on a Wan of 40 blocks with two calls in each step."""
     family = families()["wan"]
-    blocks = [SimpleNamespace(stack=family.stacks[0])] * 40
+    blocks = [SimpleNamespace(stack=family.stacks[0], attention=family.stacks[0].attention)] * 40
     denoiser = SimpleNamespace(name="transformer", blocks=blocks, beside=())
     facts = SimpleNamespace(guidance=family.pipelines["WanPipeline"], denoisers=[denoiser], family=family)
     context = SimpleNamespace(facts=facts, handover=SimpleNamespace(prior=None, attention=True))
