@@ -175,7 +175,7 @@ def test_a_head_size_without_a_kernel_is_refused() -> None:
 def test_a_family_without_softmax_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = TINY["wan"].build()
     facts = inspect_pipeline(pipe)
-    blocks = [replace(b, stack=replace(b.stack, attention=())) for b in facts.denoisers[0].blocks]
+    blocks = [replace(block, attention=()) for block in facts.denoisers[0].blocks]
     bare = replace(facts, denoisers=(replace(facts.denoisers[0], blocks=tuple(blocks)),))
     monkeypatch.setattr("accel.session.inspect_pipeline", lambda pipe: bare)
     with pytest.raises(
