@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accel.pipelines.sizes import SizeRule, size_rule
+from tests.tiny.unknown import stable_diffusion
 from tests.tiny_pipelines import TINY
 
 
@@ -15,8 +16,12 @@ from tests.tiny_pipelines import TINY
         ("flux", SizeRule(pixels=2, frames=1)),
         ("ltx", SizeRule(pixels=32, frames=4)),
         ("mochi", SizeRule(pixels=4, frames=2)),
-        ("sd3_heun", None),
+        ("sd3_heun", SizeRule(pixels=2, frames=1)),
     ],
 )
-def test_rules(name: str, rule: SizeRule | None) -> None:
+def test_rules(name: str, rule: SizeRule) -> None:
     assert size_rule(TINY[name].build()) == rule
+
+
+def test_an_unknown_family_has_no_rule() -> None:
+    assert size_rule(stable_diffusion()) is None
