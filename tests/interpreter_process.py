@@ -45,7 +45,7 @@ class _Parent:
         self._totals: list[float] = [0, 0, 0.0]
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if not _is_marked(item):
             return None
         if item.path not in self._reports:
@@ -55,6 +55,8 @@ class _Parent:
         for report in self._reports[item.path].get(item.nodeid) or [self._did_not_run(item)]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        # What the test before it left set up for this one, as it would for any of its file or folder.
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -54,6 +54,7 @@ def assemble(work: Path, stage: str, shift: float, folder: Path) -> int:
     pipe.save_pretrained(folder, max_shard_size=LARGEST_FILE)
     # transformers 5 calls the class TokenizersBackend, which version 4 does not know; both know this name.
     name = "PreTrainedTokenizerFast"
+    _edit(folder / "vae" / "config.json", {}, ("_name_or_path",))  # a path of the machine that trained it
     _edit(folder / "model_index.json", {"tokenizer": ["transformers", name]})
     _edit(folder / "tokenizer" / "tokenizer_config.json", {"tokenizer_class": name}, _ONLY_IN_5)
     WanPipeline.from_pretrained(folder)
