@@ -13,6 +13,9 @@ import typer
 
 import accel
 from accel.cli import exits
+from accel.cli.bench.command import bench
+from accel.cli.bench.compare_command import compare
+from accel.cli.bench.report_command import report
 from accel.cli.calibrate import calibrate
 from accel.cli.environment import env
 from accel.cli.generate import generate
@@ -31,6 +34,9 @@ app = typer.Typer(
     },
 )
 app.command("generate")(generate)
+app.command("bench")(bench)
+app.command("compare")(compare)
+app.command("report")(report)
 app.command("calibrate")(calibrate)
 app.command("list")(list_everything)
 app.command("env")(env)

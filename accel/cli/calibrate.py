@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from accel.cli import methods
-from accel.cli.job.prompts import read, where
 from accel.cli.libraries import quiet_libraries
 from accel.cli.options import CALL, NUMBER, WHOLE, Dtype, Offload, option
 from accel.cli.printing import Format
 from accel.cli.request import Request
+from accel.cli.several_prompts import several_prompts
 from accel.errors import AccelError
 from accel.reporting.files import check_folder, check_free
 
@@ -137,17 +137,7 @@ def _target(output: Path | None, method: Calibrated, *, overwrite: bool) -> Path
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:
-    if file is None and given:
-        return given
-    if file is None:
+    found = several_prompts(given, file)
+    if not found:
         raise AccelError("there is no prompt: give some with --prompt, or a file with one on each line with --prompts")
-    if given:
-        raise AccelError("--prompt and --prompts both say what to show; give one of the two")
-    lines = read(file.expanduser())
-    odd = next((line for line in lines if line.settings), None)
-    if odd is not None:
-        raise AccelError(
-            f'{where(file, odd.number)}: "{next(iter(odd.settings))}" is a setting of one line, and all runs of a '
-            "calibration have the same; leave it out"
-        )
-    return [line.prompt for line in lines]
+    return found

@@ -32,7 +32,7 @@ def describe(ready: Ready, done: Done, media: Path, comparison: dict[str, Any] |
         "prompt": request.prompt,
         "seed": request.seed,
         "model": {
-            "name": _portable(request.model),
+            "name": portable(request.model),
             "size": request.demo_size,
             "pipeline": type(pipe).__name__,
             "dtype": str(pipe.dtype).removeprefix("torch."),
@@ -90,7 +90,7 @@ def _replayed(recorded: Mapping[str, Any] | None, sha256: str) -> dict[str, Any]
     return {"recorded_sha256": there, "same_bits": sha256 == there}
 
 
-def _portable(model: str) -> str:
+def portable(model: str) -> str:
     """A folder's name in full, since a replay may start elsewhere."""
     folder = Path(model).expanduser()
     return str(folder.absolute()) if model != "demo" and folder.is_dir() else model

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
-
+from accel.measure.wrapped import wrapped
 from accel.pipelines.sites import inspect_pipeline
 
 
@@ -18,15 +16,10 @@ class BlockCalls:
     def __init__(self) -> None:
         self.computed = 0
 
-    def of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The forward of a block, counted."""
-
-        @functools.wraps(forward)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.computed += 1
-            return forward(*args, **kwargs)
-
-        return counted
+    def count(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls the forward of a block, and counts it."""
+        self.computed += 1
+        return forward(*args, **kwargs)
 
 
 @contextmanager
@@ -41,15 +34,8 @@ def count_block_calls(pipe: Any) -> Iterator[BlockCalls]:
         AccelError: a pipeline of no known family.
     """
     calls = BlockCalls()
-    blocks: list[nn.Module] = [site.module for one in inspect_pipeline(pipe).denoisers for site in one.blocks]
-    before = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        vars(block)["forward"] = calls.of(block.forward)
-    try:
+    with ExitStack() as stack:
+        for denoiser in inspect_pipeline(pipe).denoisers:
+            for site in denoiser.blocks:
+                stack.enter_context(wrapped(site.module, "forward", calls.count))
         yield calls
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                vars(block)["forward"] = forward

@@ -53,6 +53,11 @@ class AdaSpaConfig(MethodConfig):
 
     method: ClassVar[str] = "adaspa"
     keyword: ClassVar[Keyword] = "attention"
+    levers: ClassVar[dict[str, tuple[str, ...]]] = {
+        "dense": ("search_steps",),
+        "sparse": ("density",),
+        "searched": ("search_steps",),
+    }
     brings: ClassVar[tuple[Brings, ...]] = (BRINGS_A_TAIL, BRINGS_AN_ORDER)
 
     density: Density = 0.2

@@ -34,6 +34,8 @@ class MethodConfig(BaseModel):
     keyword: ClassVar[Keyword]
     # Settings that are its own only where no sparse attention stands beside it.
     alone: ClassVar[frozenset[str]] = frozenset()
+    # Of what the recorder is told of a call (`computed`, `sparse`, ...), the settings that would change it.
+    levers: ClassVar[dict[str, tuple[str, ...]]] = {}
     # What its settings bring along that rules speak of.
     brings: ClassVar[tuple[Brings, ...]] = ()
 

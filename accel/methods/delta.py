@@ -37,6 +37,10 @@ class DeltaCacheConfig(MethodConfig):
 
     method: ClassVar[str] = "delta"
     keyword: ClassVar[Keyword] = "cache"
+    levers: ClassVar[dict[str, tuple[str, ...]]] = {
+        "computed": ("interval", "cached_blocks", "dense_steps", "dense_final_steps"),
+        "reused": ("interval", "cached_blocks", "boundary"),
+    }
 
     interval: Annotated[int, Field(ge=1)] = 2
     cached_blocks: Fraction = 0.75

@@ -67,6 +67,11 @@ class FlashBlockConfig(MethodConfig):
 
     method: ClassVar[str] = "flashblock"
     keyword: ClassVar[Keyword] = "cache"
+    levers: ClassVar[dict[str, tuple[str, ...]]] = {
+        "refreshed": ("interval", "calibration", "similarity", "lse_drift"),
+        "reused": ("interval", "calibration", "similarity", "lse_drift"),
+        "dense": ("dense_steps",),
+    }
     alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
     brings: ClassVar[tuple[Brings, ...]] = (
         Brings("prior", "interval", unless=(1,)),

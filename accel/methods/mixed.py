@@ -60,6 +60,11 @@ class MixedPrecisionConfig(SparingConfig):
     """
 
     method: ClassVar[str] = "mixed"
+    levers: ClassVar[dict[str, tuple[str, ...]]] = {
+        "nvfp4": ("target_bits", "threshold", "low"),
+        "int8": ("target_bits", "threshold", "high"),
+        "plain": ("target_bits", "high"),
+    }
 
     low: Literal["nvfp4", "int8"] = "nvfp4"
     high: Literal["int8", "16bit"] = "int8"

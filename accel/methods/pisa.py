@@ -64,6 +64,11 @@ class PISAConfig(MethodConfig):
 
     method: ClassVar[str] = "pisa"
     keyword: ClassVar[Keyword] = "attention"
+    levers: ClassVar[dict[str, tuple[str, ...]]] = {
+        "dense": ("dense_steps", "dense_layers"),
+        "sparse": ("density",),
+        "searched": ("search_steps",),
+    }
     brings: ClassVar[tuple[Brings, ...]] = (BRINGS_A_TAIL, BRINGS_AN_ORDER)
 
     density: Density | None = None

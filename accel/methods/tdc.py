@@ -57,6 +57,10 @@ class TemporalDeltaCacheConfig(MethodConfig):
 
     method: ClassVar[str] = "tdc"
     keyword: ClassVar[Keyword] = "cache"
+    levers: ClassVar[dict[str, tuple[str, ...]]] = {
+        "computed": ("threshold", "max_skips", "dense_steps", "dense_final_steps"),
+        "reused": ("threshold", "max_skips"),
+    }
 
     threshold: Annotated[float, Field(ge=0.0)] = 0.1
     max_skips: Annotated[int, Field(ge=0)] = 3

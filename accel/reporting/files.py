@@ -91,6 +91,15 @@ def text_writer(text: str) -> Writer:
     return write
 
 
+def bytes_writer(data: bytes) -> Writer:
+    """A writer of bytes."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
+
+
 def leftovers(folder: Path) -> dict[str, list[Path]]:
     """Temporary files of `write_together` that processes which were killed have left, by their target's stem.
 

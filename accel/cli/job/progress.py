@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from accel.cli.durations import count, duration
 from accel.cli.exits import note
 from accel.cli.job.plan import Item, Plan
 from accel.cli.job.processes import Processes
@@ -42,7 +43,7 @@ class Progress:
         done = sum(each.standing is Standing.DONE for each in found.values())
         total, several = len(self._items), self._processes.count
         self.say(
-            f"{self._plan.file}: {_count(total, 'line')} into {self._plan.folder}{os.sep}, {done} done before, "
+            f"{self._plan.file}: {count(total, 'line')} into {self._plan.folder}{os.sep}, {done} done before, "
             f"{total - done} to make{f', by {several} processes' if several > 1 else ''}"
         )
         others = {n: each.why for n, each in found.items() if each.standing is Standing.OTHER}
@@ -53,7 +54,7 @@ class Progress:
         strays = self._strays()
         if strays and self._processes.main:
             note(
-                f"{_count(len(strays), 'result')} in {self._plan.folder} of no line that {self._plan.file} has now, "
+                f"{count(len(strays), 'result')} in {self._plan.folder} of no line that {self._plan.file} has now, "
                 f"such as {strays[0]}; left as {'it is' if len(strays) == 1 else 'they are'}"
             )
 
@@ -84,7 +85,7 @@ class Progress:
             what = f"{item.media.name}, {outcome.seconds:.1f} s"
         rest = "none left"
         if left > 0:
-            rest = f"{left} left, about {_duration((time.perf_counter() - self._began) / settled * left)}"
+            rest = f"{left} left, about {duration((time.perf_counter() - self._began) / settled * left)}"
         self.say(f"{total - left} of {total}: line {item.number}: {what}; {rest}")
 
     def wait(self) -> None:
@@ -95,7 +96,7 @@ class Progress:
     def interrupted(self) -> None:
         """Says that nothing is lost."""
         if self._processes.local_main:
-            note(f"{_count(self._settled, 'line')} more settled in this start; the same command goes on from here")
+            note(f"{count(self._settled, 'line')} more settled in this start; the same command goes on from here")
 
     def _made(self) -> int:
         """How many of the missing outputs are there by now, whoever made them."""
@@ -125,14 +126,3 @@ def _changed(item: Item) -> int | None:
         return item.media.stat().st_mtime_ns
     except OSError:
         return None
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,1 @@
+"""`accel bench`: settings beside each other, in speed and in quality."""

@@ -1,0 +1,114 @@
+"""`accel report`: from the results of a benchmark to its page."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from accel.cli.bench import show
+from accel.cli.bench.pictures import clips, film, sheet
+from accel.cli.bench.results import Results
+from accel.cli.printing import Format, emit, say
+from accel.measure.trial import Setting
+from accel.reporting import front
+from accel.reporting.files import Writer, bytes_writer, check_free, text_writer, write_together
+from accel.reporting.heat import heats
+from accel.reporting.page import Page, Section, render
+
+# What a figure must be read with, of all that the identity holds.
+_MACHINE = ("device", "cores", "threads", "python", "torch", "diffusers", "transformers", "triton", "commit")
+
+
+def carry_out(folder: Path, target: Path, *, overwrite: bool, form: Format) -> None:
+    """Writes the page, and the plot beside it as a picture."""
+    results = Results.read(folder)
+    plot_path = target.with_suffix(".png")
+    lines = results.lines()
+    found = front.points(lines)
+    files: dict[Path, Writer] = {}
+    if found:
+        files[plot_path] = bytes_writer(front.draw(found, "png"))
+    check_free([target, *files], overwrite=overwrite)
+    headings, rows = show.cells(lines)
+    place, films = clips(results, lines) if results.keeps_clips else (None, [])
+    page = Page(
+        title=f"{_model(results)}: speed and quality",
+        identity=_identity(results),
+        headings=headings,
+        rows=rows,
+        remarks=show.remarks(lines),
+        plot_svg=front.draw(found, "svg") if found else None,
+        sheet_png=_png(sheet(films)) if films else None,
+        film_mp4=film(results, films, None) if films and len(films[0][1]) > 1 else None,
+        shown="" if place is None else f'"{place.prompt}", seed {place.seed}',
+        sections=[_section(results, one) for one in results.settings],
+    )
+    files[target] = text_writer(render(page))
+    write_together(files, overwrite=overwrite)
+    if form is Format.JSON:
+        plot = os.path.abspath(plot_path) if found else None
+        emit({"schema": 1, "kind": "accel report", "paths": {"page": os.path.abspath(target), "plot": plot}})
+        return
+    say(f"{target}: the page, {target.stat().st_size / 1e6:.1f} MB, which needs no other file", form)
+    if found:
+        say(f"{plot_path}: quality against speed", form)
+
+
+def _model(results: Results) -> str:
+    size = results.identity["size"]
+    return f"{results.identity['model']}{f' ({size})' if size else ''}"
+
+
+def _identity(results: Results) -> list[tuple[str, str]]:
+    identity, plan = results.identity, results.plan
+    machine = identity["machine"]
+    modified = " with changes" if machine["modified"] else ""
+    told = {name: machine[name] for name in _MACHINE if machine[name] is not None}
+    if "commit" in told:
+        told["commit"] = f"{told['commit'][:12]}{modified}"
+    repeats, warmup = plan["repeats"], plan["warmup_steps"]
+    return [
+        ("command", plan["command"]),
+        ("pipeline", f"{identity['pipeline']}, {identity['dtype']}, weights {identity['weights']}"),
+        ("call", _words(identity["call"])),
+        ("machine", _words(told)),
+        ("accel", identity["accel"]),
+        (
+            "runs",
+            f"{len(plan['prompts'])} prompts, {len(plan['seeds'])} seeds, {repeats} times each, settings in turn, "
+            f"{warmup} steps of each to warm up, compared with {plan['baseline']!r}",
+        ),
+    ]
+
+
+def _section(results: Results, setting: Setting) -> Section:
+    """The setting as it held in its last run, and what that run's methods did."""
+    cells = [cell for place in results.places if (cell := results.store.find(setting, place)) is not None]
+    done = [cell.figures["summary"] for cell in cells if cell.error is None and cell.figures["summary"] is not None]
+    errors = [cell.error for cell in cells if cell.error is not None]
+    if not done:
+        if setting.rival is not None:
+            errors.insert(0, f"the rival {setting.rival} with {_words(dict(setting.rival_settings)) or 'its defaults'}")
+        return Section(setting.name, [], notes=list(dict.fromkeys(errors)))
+    summary = done[0]
+    settings = [
+        (method, name, str(value)) for method, values in summary["settings"].items() for name, value in values.items()
+    ]
+    run = summary["runs"][-1] if summary["runs"] else {"notes": [], "fallbacks": []}
+    notes = [
+        *run["notes"],
+        *(f"{one['method']} fell back {one['times']} times: {one['reason']}" for one in run["fallbacks"]),
+    ]
+    return Section(setting.name, settings, heats(summary), notes)
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _png(image: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "png", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,271 @@
+"""`accel bench`: the work, from loading to the table."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accel.cli import call, recorded
+from accel.cli.bench import show, wording
+from accel.cli.bench.command import Wanted
+from accel.cli.bench.results import Results, places_of
+from accel.cli.durations import count, duration
+from accel.cli.exits import RunFailed, note
+from accel.cli.job.claims import Claims
+from accel.cli.once import call_once
+from accel.cli.outputs import DEFAULT_FOLDER
+from accel.cli.prepare import place as place_of
+from accel.cli.printing import Format, emit, say
+from accel.cli.request import Request
+from accel.cli.run_generate import Ready, load_ready
+from accel.config import AccelConfig
+from accel.errors import AccelError
+from accel.measure.cells import HEADER_FILE, KIND, SCHEMA, Cell, Place, Store
+from accel.measure.judge import judge
+from accel.measure.matrix import NotGivenBack, Work, check, measure, order
+from accel.measure.timing import machine
+from accel.measure.trial import Setting
+from accel.pipelines import demo
+from accel.pipelines.loading import look_up
+from accel.reporting import side_file
+
+_RESULTS = ("num_videos_per_prompt", "num_images_per_prompt")
+_LOCK = "bench"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: the settings, the one that others are compared with, and the runs of each."""
+
+    settings: tuple[Setting, ...]
+    baseline: Setting
+    places: tuple[Place, ...]
+
+    def to_dict(self, wanted: Wanted) -> dict[str, Any]:
+        """As it stands in `bench.json`."""
+        return {
+            "command": wanted.command,
+            "settings": {one.name: one.to_dict() for one in self.settings},
+            "baseline": self.baseline.name,
+            "prompts": list(wanted.prompts),
+            "seeds": list(wanted.seeds),
+            "repeats": wanted.repeats,
+            "batches": list(wanted.batches),
+            "warmup_steps": wanted.warmup,
+            "least_psnr_db": wanted.least_psnr,
+        }
+
+
+def carry_out(wanted: Wanted) -> None:
+    """Measures what is missing, and reports."""
+    _report(measured(wanted), wanted.form)
+
+
+def measured(wanted: Wanted) -> Results:
+    """Measures what is missing of what is wanted."""
+    base, form = wanted.base, wanted.form
+    pipeline, folder = look_up(base.model)
+    beside = demo.WEIGHTS if base.model == "demo" else folder if Path(base.model).expanduser().is_dir() else None
+    plan = _plan(wanted, pipeline, beside)
+    if base.model != "demo":
+        say(f"loading {base.model}", form)
+    ready = load_ready(base, AccelConfig(), place_of(base))
+    call.check_call(ready.pipe, ready.request)
+    _check_batches(ready.pipe, wanted.batches)
+    check(ready.pipe, plan.settings)
+    identity = _identity(ready)
+    where = wanted.folder or DEFAULT_FOLDER / "bench" / _folder_name(ready, identity)
+    if wanted.fresh and (where / HEADER_FILE).exists():
+        shutil.rmtree(where)
+    store = Store.open(where, identity)
+    store.write_header(identity, plan.to_dict(wanted))
+    with _alone(where):
+        if wanted.retry:
+            store.drop([cell for cell in store if cell.error is not None])
+        _measure(wanted, plan, ready, store)
+    return Results.read(where)
+
+
+def _plan(wanted: Wanted, pipeline: type, beside: Path | None) -> Plan:
+    found = [wording.read(text, beside) for text in wanted.settings]
+    if wanted.settings_file is not None:
+        found += wording.read_file(wanted.settings_file, beside)
+    found = found or wording.default_settings()
+    if wanted.baseline == wording.PLAIN and not any(one.name == wording.PLAIN for one in found):
+        found = [wording.plain(), *found]
+    if wanted.fewer_steps:
+        known = {one.fingerprint for one in found}
+        steps = _steps(wanted.base, pipeline)
+        found += [one for one in wording.fewer_steps(steps) if one.fingerprint not in known] if steps else []
+    settings = wording.named_apart(found)
+    baseline = next((one for one in settings if one.name == wanted.baseline), None)
+    if baseline is None:
+        raise AccelError(
+            f"--baseline {wanted.baseline!r} is none of the settings: {'; '.join(one.name for one in settings)}"
+        )
+    places = places_of(wanted.prompts, wanted.seeds, wanted.repeats, wanted.batches)
+    return Plan(tuple(settings), baseline, places)
+
+
+def _steps(base: Request, pipeline: type) -> int | None:
+    """The steps of a call that says nothing else."""
+    given = base.call.get("num_inference_steps")
+    if given is not None:
+        return int(given)
+    if base.demo_size is not None:
+        return int(demo.defaults(base.demo_size)["num_inference_steps"])
+    parameter = call.parameters_of(pipeline).get("num_inference_steps")
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def _check_batches(pipe: Any, batches: Sequence[int]) -> None:
+    if max(batches) > 1 and _results_argument(pipe) is None:
+        raise AccelError(f"{type(pipe).__name__} makes one result in a call; leave --batch out")
+
+
+def _results_argument(pipe: Any) -> str | None:
+    return next((name for name in _RESULTS if name in call.parameters_of(pipe)), None)
+
+
+def _identity(ready: Ready) -> dict[str, Any]:
+    """What all runs of a folder have in common."""
+    request = ready.request
+    arguments = call.call_arguments(ready.pipe, request)
+    signature = {name: p.default for name, p in inspect.signature(ready.pipe.__call__).parameters.items()}
+    return {
+        "model": recorded.portable(request.model),
+        "size": request.demo_size,
+        "pipeline": type(ready.pipe).__name__,
+        "weights": ready.weights,
+        "dtype": str(ready.pipe.dtype).removeprefix("torch."),
+        "call": side_file.plain_data(
+            {
+                name: value
+                for name, value in {**signature, **arguments}.items()
+                if name in (*request.call, "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+            }
+        ),
+        "options": {name: value for name, value in request.options().items() if name not in ("fps", "dtype")},
+        "machine": machine(request.device),
+        "accel": side_file.versions()["accel"],
+    }
+
+
+def _folder_name(ready: Ready, identity: dict[str, Any]) -> str:
+    name = Path(ready.request.model).name or "model"
+    size = f"_{ready.request.demo_size}" if ready.request.demo_size else ""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name}{size}_{digest}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    claims = Claims(folder)
+    try:
+        with claims.claim(_LOCK) as mine:
+            if not mine:
+                raise AccelError(f"another accel bench is at work on {folder}; wait for it, or choose another --output")
+            yield
+    finally:
+        claims.close()
+
+
+def _measure(wanted: Wanted, plan: Plan, ready: Ready, store: Store) -> None:
+    form, pipe = wanted.form, ready.pipe
+    total = len(list(order(plan.settings, plan.baseline, plan.places)))
+    left = sum(store.find(one, place) is None for one, place in order(plan.settings, plan.baseline, plan.places))
+    known = f", {total - left} known already" if left < total else ""
+    say(
+        f"{count(len(plan.settings), 'setting')} on {count(len(wanted.prompts), 'prompt')}: "
+        f"{count(total, 'run')}{known}; each is kept in {store.folder}",
+        form,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    began, done = time.perf_counter(), 0
+
+    def on_cell(setting: Setting, place: Place, cell: Cell) -> None:
+        nonlocal done
+        done += 1
+        spent = time.perf_counter() - began
+        what = f"failed: {cell.error}" if cell.error is not None else f"{cell.figures['seconds']['total']:.1f} s"
+        rest = f"about {duration(spent / done * (left - done))} left" if done < left else "none left"
+        several = f", {place.batch} at once" if place.batch > 1 else ""
+        say(f"{total - left + done} of {total}: {setting.name}{several}: {what}; {rest}", form)
+
+    first = plan.places[0]
+    try:
+        measure(
+            _work(ready),
+            plan.settings,
+            plan.baseline,
+            plan.places,
+            store,
+            warmup=_warmup(wanted),
+            keep=lambda place: wanted.clips == "all" or (wanted.clips == "first" and place == first),
+            on_cell=on_cell,
+        )
+    except NotGivenBack as error:
+        raise RunFailed(str(error)) from error
+    except KeyboardInterrupt:
+        note(f"{count(done, 'run')} more kept in this start; the same command goes on from here")
+        raise
+
+
+def _warmup(wanted: Wanted) -> int:
+    # A pipeline that starts from an image skips the first part of its steps.
+    strength = wanted.base.call.get("strength", 0.5) if wanted.base.image else 1
+    return math.ceil(wanted.warmup / strength)
+
+
+def _work(ready: Ready) -> Work:
+    pipe = ready.pipe
+
+    def arguments(place: Place, steps: int | None) -> Mapping[str, Any]:
+        found = call.call_arguments(pipe, replace(ready.request, prompt=place.prompt, seed=place.seed))
+        if steps is not None:
+            found["num_inference_steps"] = steps
+        if place.batch > 1:
+            found[str(_results_argument(pipe))] = place.batch
+        return found
+
+    def judged(frames: np.ndarray, reference: np.ndarray | None, place: Place) -> dict[str, Any]:
+        return judge(frames, reference, prompt=place.prompt if ready.request.model == "demo" else None)
+
+    return Work(
+        pipe,
+        _steps(ready.request, type(pipe)),
+        arguments,
+        lambda given: call_once(pipe, ready.request, dict(given)),
+        call.frames_of,
+        judged,
+    )
+
+
+def _report(results: Results, form: Format) -> None:
+    lines = results.lines()
+    if form is Format.JSON:
+        emit(
+            {
+                "schema": SCHEMA,
+                "kind": KIND,
+                "folder": str(results.store.folder.absolute()),
+                "identity": results.identity,
+                "plan": results.plan,
+                "lines": lines,
+            }
+        )
+        return
+    for line in (*show.table(lines), *show.remarks(lines)):
+        say(line, form)
+    say(f"{results.store.folder}: all figures; accel compare {results.store.folder} shows the results", form)

@@ -1,0 +1,117 @@
+"""The table of a benchmark, for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accel.cli.printing import columns
+from accel.measure.lines import Line, mean_psnr, rival_of_fewer_steps
+
+_NONE = "–"
+
+
+def cells(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The headings and a row for each setting; columns in which nothing stands are left out."""
+    shown = [
+        (heading, cell)
+        for heading, cell in _COLUMNS
+        if heading in _ALWAYS or any(cell(line) != _NONE for line in lines)
+    ]
+    headings = ("setting", *(heading for heading, _ in shown))
+    return headings, [(line["setting"], *(cell(line) for _, cell in shown)) for line in lines]
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    """The same for a terminal."""
+    headings, rows = cells(lines)
+    return columns([headings, *rows], indent="")
+
+
+def remarks(lines: Sequence[Line]) -> list[str]:
+    """Of each setting what is wrong with it or stands against it, and whether fewer steps do as well."""
+    found = []
+    for line in lines:
+        name = line["setting"]
+        found += [f"{name}: failed: {error}" for error in line["errors"]]
+        found += [f"{name}: no speed-up is said: {reason}" for reason in line["unsaid"] if line["runs"]]
+        found += [f"{name}: warning: {text}" for text in line["warnings"]]
+        if line["left_behind"]:
+            found.append(f"{name}: its own undo left {', '.join(line['left_behind'])}, which was put back")
+        other = rival_of_fewer_steps(lines, line)
+        if other is not None and not line["unsaid"]:
+            found += _against_fewer_steps(line, other)
+    return found
+
+
+def _against_fewer_steps(line: Line, other: Line) -> list[str]:
+    own, its = mean_psnr(line), mean_psnr(other)
+    if own is None or its is None:
+        return []
+    decibels = f"({own:.1f} against {its:.1f} dB)"
+    if own > its:
+        return [f"{line['setting']}: better than {other['setting']}, which takes at least as long {decibels}"]
+    if line["seconds"]["total"]["median"] < other["seconds"]["total"]["median"]:
+        return [f"{line['setting']}: takes less time than {other['setting']}, and is no better {decibels}"]
+    return [f"{line['setting']}: {other['setting']} takes no longer and is as good or better {decibels}"]
+
+
+def _speed(line: Line) -> str:
+    if line["baseline"]:
+        return "1.00×"
+    return line["speed_up"]["text"] if line["speed_up"] else _NONE
+
+
+def _seconds(line: Line, part: str) -> str:
+    found = line["seconds"].get(part)
+    return _NONE if found is None else _span(found)
+
+
+def _span(found: dict[str, float]) -> str:
+    digits = 2 if found["median"] < 10 else 1
+    text = f"{found['median']:.{digits}f}"
+    low, high = f"{found['p20']:.{digits}f}", f"{found['p80']:.{digits}f}"
+    return text if low == high else f"{text} ({low}–{high})"
+
+
+def _quality(line: Line, name: str, digits: int) -> str:
+    found = line["quality"].get(name)
+    if found is None:
+        return "same bits" if name == "psnr_db" and line["same_bits"] and not line["baseline"] else _NONE
+    mean, least = f"{found['mean']:.{digits}f}", f"{found['least']:.{digits}f}"
+    return mean if mean == least else f"{mean} ({least})"
+
+
+def _share(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.0%}"
+
+
+def _bytes(value: float | None) -> str:
+    return f"{value / 1e6:,.0f} MB" if value else _NONE
+
+
+def _throughput(line: Line) -> str:
+    found = line["results_per_minute"]
+    return ", ".join(f"{batch}: {value:.2f}" for batch, value in found.items()) if len(found) > 1 else _NONE
+
+
+def _accuracy(line: Line) -> str:
+    found = line["prompt_accuracy"]
+    return _NONE if found is None else f"{found['all']:.2f}"
+
+
+_COLUMNS: list[tuple[str, Any]] = [
+    ("speed-up", _speed),
+    ("seconds (p20–p80)", lambda line: _seconds(line, "total")),
+    ("denoiser", lambda line: _seconds(line, "denoiser")),
+    ("block calls", lambda line: _share(line["block_calls"])),
+    ("PSNR dB (least)", lambda line: _quality(line, "psnr_db", 1)),
+    ("SSIM (least)", lambda line: _quality(line, "ssim", 3)),
+    ("VMAF (least)", lambda line: _quality(line, "vmaf", 1)),
+    ("motion", lambda line: _quality(line, "motion_ratio", 2)),
+    ("prompt accuracy", _accuracy),
+    ("a minute, by batch", _throughput),
+    ("peak", lambda line: _bytes(line["peak_bytes"])),
+    ("held", lambda line: _bytes(line["held_bytes"])),
+]
+_ALWAYS = ("speed-up", "seconds (p20–p80)")

@@ -1,0 +1,87 @@
+"""What a benchmark may say of a setting: how much faster it is, whether noise could be that, or why it is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accel.measure.timing import Timing, ratio
+
+# Two equal settings differ by about this much on machines that do other things too; chosen by us.
+LEAST_SPREAD = 0.01
+# Of fewer, nothing can be said of noise.
+LEAST_PAIRS = 3
+# Frames that are further from the plain ones than this show something else; chosen by us. Of the built-in model, clips
+# of two different prompts lie 2 to 12 dB apart.
+LEAST_PSNR = 12.0
+# Kinds of flags of `judge` with which a clip is no result; how unlike it may be is asked here.
+_RED = ("broken", "frozen", "flicker")
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times as fast as the baseline, by medians; `spread` is that of the ratios of single pairs.
+
+    A pair is a run of each, of the same prompt and seed, in the same round. Of fewer than `LEAST_PAIRS` the spread is
+    not known, None.
+    """
+
+    ratio: float
+    spread: float | None
+    pairs: int
+
+    @property
+    def measurable(self) -> bool | None:
+        """Whether the difference lies outside of the spread; None where that is not known."""
+        return None if self.spread is None else abs(self.ratio - 1) > self.spread
+
+    def __str__(self) -> str:
+        if self.spread is None:
+            return f"{self.ratio:.2f}× ({self.pairs} {'pair' if self.pairs == 1 else 'pairs'}: spread unknown)"
+        if not self.measurable:
+            return f"no measurable difference (1.00 ± {self.spread:.2f})"
+        return f"{self.ratio:.2f}× ± {self.spread:.2f}"
+
+
+def speed_up(base: Sequence[float], other: Sequence[float]) -> SpeedUp:
+    """From the seconds of the runs of the baseline and of another setting, in the order of their pairs.
+
+    The spread is half the distance from the 20th to the 80th percentile of the pairs' ratios, and no less than
+    `LEAST_SPREAD`.
+
+    Raises:
+        ValueError: no pair, or unequal numbers of runs.
+    """
+    if not base or len(base) != len(other):
+        raise ValueError(f"{len(base)} runs of the baseline and {len(other)} of the other make no pairs")
+    ratios = [a / b for a, b in zip(base, other, strict=True)]
+    found = Timing(tuple(ratios))
+    spread = max((found.p80 - found.p20) / 2, LEAST_SPREAD) if len(ratios) >= LEAST_PAIRS else None
+    return SpeedUp(ratio(Timing(tuple(base)), Timing(tuple(other))), spread, len(ratios))
+
+
+def reds(clips: Sequence[dict[str, Any]], *, least_psnr: float = LEAST_PSNR) -> list[str]:
+    """Why the results of a setting are not what its speed may be told of; empty where they are.
+
+    Args:
+        clips: of each run its figures "flags" (what is wrong with the frames beside those of the baseline, by kind),
+            "psnr_db" (None for the baseline itself and for the same bits) and "repeats" (whether another run of the
+            same gave the same bits; None where there was none).
+        least_psnr: in dB, what a picture must have to be the same picture.
+    """
+    found = [
+        f"{kind} in {len(flagged)} of {len(clips)} clips: {flagged[0]}"
+        for kind in _RED
+        if (flagged := [clip["flags"][kind] for clip in clips if kind in clip["flags"]])
+    ]
+    decibels = [clip["psnr_db"] for clip in clips if clip["psnr_db"] is not None]
+    far = [value for value in decibels if value < least_psnr]
+    if far:
+        found.append(
+            f"{len(far)} of {len(clips)} clips show something else than the plain run "
+            f"(PSNR down to {min(far):.1f} dB, under {least_psnr:g})"
+        )
+    if any(clip["repeats"] is False for clip in clips):
+        found.append("the same run gave other bits the second time")
+    return found

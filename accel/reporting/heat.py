@@ -1,0 +1,73 @@
+"""What each method did with each block at each step, as a grid of cells for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from accel.methods.base import registered
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One method, denoiser and guidance branch: `cells[block][step]` says what was done, "" where nothing was.
+
+    `levers` says for each of those words which settings, with their values, would change it.
+    """
+
+    method: str
+    denoiser: str
+    branch: str
+    cells: list[list[str]]
+    levers: dict[str, str]
+
+    @property
+    def words(self) -> list[str]:
+        """What was done anywhere, in order of appearance."""
+        return list(dict.fromkeys(word for row in self.cells for word in row if word))
+
+
+def heats(summary: Mapping[str, Any]) -> list[Heat]:
+    """The grids of the last run of a session's summary (`Summary.to_dict`)."""
+    if not summary["runs"]:
+        return []
+    found = []
+    for method, denoisers in summary["runs"][-1]["blocks"].items():
+        levers = _levers(method, summary["settings"].get(method, {}))
+        for denoiser, branches in denoisers.items():
+            for branch, said in branches.items():
+                found.append(Heat(method, denoiser, branch, _cells(said), levers))
+    return found
+
+
+def _cells(said: Mapping[str, list[str]]) -> list[list[str]]:
+    marks = [
+        (block, step, word)
+        for word, steps in said.items()
+        for step, blocks in enumerate(steps)
+        for block in _places(blocks)
+    ]
+    steps = max((len(row) for row in said.values()), default=0)
+    rows = [[""] * steps for _ in range(max((block for block, _, _ in marks), default=-1) + 1)]
+    for block, step, word in marks:
+        # A block with several attentions may have had one of each.
+        rows[block][step] = f"{rows[block][step]} and {word}" if rows[block][step] else word
+    return rows
+
+
+def _places(text: str) -> list[int]:
+    """The numbers of a text such as "0, 2-5"."""
+    found: list[int] = []
+    for part in filter(None, text.split(", ")):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _levers(method: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    config = registered()[method].config
+    return {
+        word: ", ".join(f"{config.keyword}.{name}={settings[name]}" for name in names if name in settings)
+        for word, names in config.levers.items()
+    }

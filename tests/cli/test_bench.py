@@ -1,0 +1,150 @@
+"""`accel bench` and `accel compare`: what they print, keep, go on with, and refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from accel.cli import main
+from accel.cli.bench import wording
+from accel.errors import AccelError
+
+PROMPT = "a red circle moving left on a black background"
+QUICK = ("--size", "quick", "--steps", "4", "--num-frames", "5", "--prompt", PROMPT)
+SETTINGS = (
+    "-s",
+    "front: cache=delta cache.interval=2 cache.dense_steps=0.25",
+    "-s",
+    "bad: rival=taylorseer cache_interval=0",
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a finished benchmark."""
+    folder = tmp_path_factory.mktemp("bench") / "results"
+    assert main(["bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", str(folder)]) == 0
+    return folder
+
+
+def test_it_prints_a_table_and_measures_nothing_twice(accel, done):
+    before = (done / "cells.jsonl").read_text()
+    result = accel("bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", done)
+    assert result.code == 0, result.err
+    assert (done / "cells.jsonl").read_text() == before
+    lines = result.out.splitlines()
+    assert lines[0].startswith("3 settings on 1 prompt: 9 runs, 9 known already; each is kept in ")
+    assert lines[1].split()[:2] == ["setting", "speed-up"]
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["plain", "front", "bad"]
+    assert any(line.startswith("bad: failed: RunFailed: WanPipeline failed: ZeroDivisionError") for line in lines)
+
+
+def test_json_has_the_documented_figures(accel, done):
+    result = accel("bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", done, "--format", "json")
+    data = result.json
+    assert (data["kind"], data["schema"]) == ("accel bench", 1)
+    assert data["identity"]["model"] == "demo" and data["identity"]["machine"]["device"]
+    assert data["identity"]["call"]["num_inference_steps"] == 4 and data["plan"]["warmup_steps"] == 2
+    plain, front, bad = data["lines"]
+    assert plain["baseline"] and plain["runs"] == 3 and plain["block_calls"] == 1
+    assert set(plain["seconds"]) == {"text_encoder", "denoiser", "vae", "other", "loop", "total"}
+    assert plain["tokens_per_second"] > 0 and plain["peak_bytes"] > 0
+    assert front["block_calls"] < 1 and front["quality"]["psnr_db"]["least"] > 12
+    assert front["speed_up"]["pairs"] == 3 and front["held_bytes"] > 0
+    assert bad["runs"] == 0 and bad["speed_up"] is None and bad["errors"]
+
+
+def test_failed_runs_are_tried_again_when_asked(accel, done):
+    lines = (done / "cells.jsonl").read_text().splitlines()
+    failed = sum(json.loads(line)["error"] is not None for line in lines)
+    result = accel(
+        "bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", done, "--retry", "--warmup", "1"
+    )
+    assert failed == 3 and result.out.count("bad: failed: ") >= 3
+    assert len((done / "cells.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_a_folder_of_something_else_is_refused(accel, done):
+    result = accel("bench", *QUICK[:2], "--steps", "3", *QUICK[4:], "-s", "plain", "--no-fewer-steps", "-o", done)
+    assert result.code == 2
+    assert "holds results with call " in result.err and "choose another folder with --output" in result.err
+
+
+def test_compare_writes_a_sheet_and_a_film_and_nothing_over_them(accel, done):
+    result = accel("compare", done, "-s", "front", "-o", "both.png")
+    assert result.code == 0, result.err
+    with Image.open("both.png") as sheet:
+        assert sheet.width > 5 * 128
+    assert result.out.splitlines()[-1] == "both.mp4: the same as a film"
+    again = accel("compare", done, "-o", "both.png")
+    assert again.code == 2 and "both.png exists" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["-s", "nothing"], "holds no setting 'nothing'; it holds plain; front; bad"),
+        (["--steps", "3"], "holds finished runs; leave --steps out"),
+        (["--prompt", "a dog"], "keeps no results of that prompt and seed; it keeps"),
+        (["-o", "both.mp4"], "is not the name of a .png file; try -o both.png"),
+        (["--baseline", "front"], "the quality in"),
+    ],
+)
+def test_compare_refuses_in_one_line(accel, done, arguments, reason):
+    result = accel("compare", done, *arguments)
+    assert result.code == 2 and reason in result.err and len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["-s", ""], "is empty"),
+        (["-s", "cache=delta threshold"], "'threshold' is not of the form"),
+        (["-s", "rival=magcach"], "no rival 'magcach' (nearest: 'magcache')"),
+        (["-s", "rival=magcache cache=tdc"], "a rival stands alone; leave cache out"),
+        (["-s", "steps=0"], "steps=0 is not possible"),
+        (["-s", "a: fast", "-s", "a: quality"], "two settings are called 'a'"),
+        (["-s", "a: fast", "-s", "b: fast"], "settings 'a' and 'b' are the same"),
+        (["-s", "fast", "--baseline", "slow"], "--baseline 'slow' is none of the settings: fast"),
+        (["--settings", "none.yaml"], "cannot read none.yaml"),
+        (["--clips", "some"], "--clips some is not possible"),
+        (["--batch", "0"], "--batch 0 is not possible"),
+        (["-m", "nowhere"], "there is no prompt"),
+    ],
+)
+def test_bench_refuses_in_one_line_before_anything_is_written(accel, tmp_path, arguments, reason):
+    result = accel("bench", *arguments, "--size", "quick", "--no-fewer-steps", "-o", "results")
+    assert result.code == 2 and reason in result.err and len(result.err.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_the_pipeline_refuses_names_the_setting(accel, saved, tmp_path):
+    result = accel("bench", "-m", saved("sana"), "--prompt", "x", "-s", "sparse: attention=pisa", "-o", "results")
+    assert result.code == 2 and "setting 'sparse': " in result.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_settings_are_read_as_written(tmp_path):
+    tdc = wording.read("mine: cache=tdc cache.threshold=0.1 steps=20", None)
+    assert (tdc.name, tdc.steps, tdc.config.cache[0].threshold) == ("mine", 20, 0.1)
+    assert wording.read("plain", None).plain and wording.read("steps=12", None).steps == 12
+    rival = wording.read("rival=magcache threshold=0.03", None)
+    assert (rival.name, rival.rival, rival.rival_settings) == (
+        "rival=magcache threshold=0.03",
+        "magcache",
+        {"threshold": 0.03},
+    )
+    file = tmp_path / "settings.yaml"
+    file.write_text("both:\n  attention: pisa\n  cache: tdc\n  steps: 10\nshort: cache=delta\n")
+    both, short = wording.read_file(file, None)
+    assert len(both.config.methods) == 2 and both.steps == 10 and short.config.methods[0].method == "delta"
+    file.write_text("both:\n  attention: pisaa\n")
+    with pytest.raises(AccelError, match="'both': "):
+        wording.read_file(file, None)
+
+
+def test_fewer_steps_are_shares_of_the_steps():
+    assert [one.steps for one in wording.fewer_steps(24)] == [19, 16, 12, 10]
+    assert [one.steps for one in wording.fewer_steps(1)] == []
