@@ -12,6 +12,7 @@ from accel.errors import AccelError
 from accel.measure.frames import as_bytes, as_frames
 
 _FRAMES = 8
+_TOKENIZERS = ("tokenizer.json", "vocab.json")
 
 
 class ClipScore:
@@ -35,13 +36,23 @@ class ClipScore:
                 f"CLIP score needs a folder with a CLIP as transformers saves it, and {place} has no config.json: "
                 "name a local copy of, say, openai/clip-vit-base-patch16"
             )
+        # Without them transformers makes a tokenizer of no words.
+        if not any((place / name).is_file() for name in _TOKENIZERS):
+            raise AccelError(f"{place} does not hold a whole CLIP: it has neither {' nor '.join(_TOKENIZERS)}")
         try:
-            self._model = CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True).eval()
+            loaded: Any = CLIPModel.from_pretrained(
+                place, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
             self._tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True)
             self._processor = CLIPImageProcessor.from_pretrained(place, local_files_only=True)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise AccelError(f"{place} does not hold a whole CLIP: {first}") from error
+        model, found = loaded
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise AccelError(f"{place} does not hold a whole CLIP: {len(missing)} weights are missing, as {missing[0]}")
+        self._model = model.eval()
 
     def __call__(self, clip: Any, prompt: str) -> float:
         """The score, from 0 to 100, of eight frames evenly spread over the clip, the first and the last among them.

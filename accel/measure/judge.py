@@ -23,11 +23,13 @@ FIGURES = (
     *("prompt_accuracy", "clip_score"),
 )
 
-# From where on a figure is flagged, chosen by us.
+# From where on a figure is flagged, chosen by us on samples of the built-in model at 128x128: its presets and half its
+# steps give 27 dB, SSIM 0.95 and 1.04 times the flicker at worst, a quarter of its steps 21 dB, 0.81 and 1.3; a shift
+# by 8 pixels 20.1 to 21.7 dB, noise of 0.02 from 2.2 times the flicker. A shift by 4 pixels, 25 dB, may pass.
 MOST_FROZEN = 0.1
 MOST_FLICKER_RATIO = 1.5
 MOST_FLICKER_EXCESS = 1e-3
-LEAST_PSNR_DB = 20.0
+LEAST_PSNR_DB = 22.0
 LEAST_SSIM = 0.7
 
 
@@ -59,7 +61,7 @@ def judge(
         - "score": which of the named attributes it shows, for :func:`accel.measure.prompt_accuracy.share_right`;
           None where "prompt_accuracy" is.
         - "flags": what is wrong, a sentence for each of "broken" (values that are not finite; no figure then),
-          "unlike" (PSNR below 20 dB or SSIM below 0.7), "frozen" (in a tenth of the moving steps or more),
+          "unlike" (PSNR below 22 dB or SSIM below 0.7), "frozen" (in a tenth of the moving steps or more),
           "flicker" (half as much again as the reference, and 0.001 more) and "prompt" (something named is missing).
           Empty for a faithful clip. The bounds are chosen by us.
         - "reasons": why a figure is None, by its name.

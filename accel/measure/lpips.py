@@ -136,4 +136,6 @@ def _fill(file: Path, wanted: dict[str, Tensor]) -> None:
                 parameter.copy_(stored[name])
     except Exception as error:
         what = str(error).strip().splitlines()[:1]
-        raise AccelError(f"{file} is not the weights that LPIPS needs ({type(error).__name__}: {''.join(what)})") from error
+        raise AccelError(
+            f"{file} is not the weights that LPIPS needs ({type(error).__name__}: {''.join(what)})"
+        ) from error

@@ -161,5 +161,5 @@ def test_the_window_of_ms_ssim(sides, window):
 
 def test_ms_ssim_refuses_frames_smaller_than_its_scales():
     small = np.full((2, 96, 200, 3), 0.5)
-    with pytest.raises(AccelError, match="97 pixels a side .* 96x200"):
+    with pytest.raises(AccelError, match=r"97 pixels a side .* 96x200"):
         ms_ssim(small, small)

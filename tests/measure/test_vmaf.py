@@ -64,11 +64,11 @@ def test_which_clip_is_the_reference_is_not_mixed_up():
 def test_only_the_luma_is_seen_and_not_its_mean():
     """BT.709: where red grows and green shrinks by 0.2126 / 0.7152 of it, the luma stays, to within rounding."""
     reference = clip()
-    grain = 0.1 * np.random.default_rng(0).standard_normal((*reference.shape[:3], 1))
+    grain = np.random.default_rng(0).uniform(-0.2, 0.2, (*reference.shape[:3], 1))
     colour = np.array([1.0, -0.2126 / 0.7152, 0.0])
     best = vmaf(reference, reference)
-    assert vmaf((reference + grain * colour).clip(0, 1), reference) > best - 5
-    assert vmaf((reference + grain * 0.5).clip(0, 1), reference) < best - 20
+    assert vmaf(reference + grain * colour, reference) > best - 2
+    assert vmaf(reference + grain, reference) < best - 10
     assert vmaf(reference + 0.15, reference) > 99
 
 
