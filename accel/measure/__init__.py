@@ -1,1 +1,1 @@
-"""Measuring: time, likeness to a reference, and whether a clip shows what its prompt asks for."""
+"""Measuring: time, likeness to a reference, steadiness, and whether a clip shows what its prompt asks for."""

@@ -1,38 +1,29 @@
-"""How much a clip or a picture is like another: PSNR and SSIM; and how much a clip moves."""
+"""How much a clip or a picture is like another, pixel for pixel: PSNR, SSIM and MS-SSIM."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from pytorch_msssim import ms_ssim as _scaled_ssim
 from pytorch_msssim import ssim as _windowed_ssim
 from torch import Tensor
 
+from accel.errors import AccelError
+from accel.measure.frames import as_pair, in_parts
+from accel.measure.temporal import motion
+
+__all__ = ["motion", "ms_ssim", "ms_ssim_window", "psnr", "ssim"]
+
 _WINDOW = 11
 _SIGMA = 1.5
-
-
-def _frames(value: Any, name: str) -> Tensor:
-    """A clip or a picture as (T, H, W, 3) float64 on the CPU."""
-    tensor = torch.as_tensor(value).detach().to("cpu", torch.float64)
-    if tensor.ndim == 3:
-        tensor = tensor[None]
-    if tensor.ndim != 4 or tensor.shape[-1] != 3 or 0 in tensor.shape:
-        raise ValueError(f"{name} is neither (T, H, W, 3) nor (H, W, 3): it has shape {tuple(tensor.shape)}")
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} has values that are not finite")
-    return tensor
-
-
-def _pair(a: Any, b: Any, data_range: float) -> tuple[Tensor, Tensor]:
-    first, second = _frames(a, "the first clip"), _frames(b, "the second clip")
-    if first.shape != second.shape:
-        raise ValueError(f"the clips differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
-    slack = 1e-3 * data_range
-    for clip in (first, second):
-        low, high = clip.min().item(), clip.max().item()
-        if low < -slack or high > data_range + slack:
-            raise ValueError(f"values from {low:g} to {high:g} do not lie in [0, {data_range:g}]")
-    return first, second
+# Frames no wider than 160 pixels, as those of the built-in model, are too small for five scales of the window of 11.
+_SMALL_WINDOW = 7
+_SCALES = 5
+# So many at a time: larger sums cost three times the time (measured: they leave the cache), and fill the memory.
+_PIXELS_AT_ONCE = 2**16
 
 
 def psnr(a: Any, b: Any, data_range: float = 1.0) -> float:
@@ -47,7 +38,7 @@ def psnr(a: Any, b: Any, data_range: float = 1.0) -> float:
     Raises:
         ValueError: shapes that differ, other shapes, values out of range or not finite.
     """
-    first, second = _pair(a, b, data_range)
+    first, second = as_pair(a, b, data_range)
     error = (first - second).square().mean().item()
     return 10 * math.log10(data_range**2 / error) if error > 0 else math.inf
 
@@ -62,27 +53,63 @@ def ssim(a: Any, b: Any) -> float:
         a, b: clips (T, H, W, 3) or pictures (H, W, 3), tensors or arrays, in [0, 1], from 11 pixels a side.
 
     Raises:
-        ValueError: as for :func:`psnr`, or frames smaller than the window.
+        ValueError: as for :func:`psnr`.
+        AccelError: frames smaller than the window.
     """
-    first, second = _pair(a, b, 1.0)
+    first, second = as_pair(a, b)
     if min(first.shape[1:3]) < _WINDOW:
-        height, width = first.shape[1:3]
-        raise ValueError(f"SSIM needs {_WINDOW} pixels a side, the frames have {height}x{width}")
-    planes = [clip.permute(0, 3, 1, 2).contiguous() for clip in (first, second)]
-    # The package's own window is float32: it misses a sum of 1 by 3e-8, which costs flat frames 1e-5 of SSIM.
-    place = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
-    window = torch.exp(-place.square() / (2 * _SIGMA**2))
-    window = (window / window.sum()).expand(3, 1, 1, _WINDOW)
-    return _windowed_ssim(*planes, data_range=1.0, win=window).item()
+        raise AccelError(f"SSIM needs {_WINDOW} pixels a side, the frames have {_size(first)}")
+    return _mean_over_frames(_windowed_ssim, first, second, _WINDOW)
 
 
-def motion(clip: Any) -> float:
-    """The mean absolute difference between neighbouring frames of a clip (T, H, W, 3), 0 for one that stands still.
+def ms_ssim(a: Any, b: Any) -> float:
+    """SSIM over five scales (Wang, Simoncelli and Bovik, "Multi-scale structural similarity for image quality
+    assessment", Asilomar 2003, equation 7 with its weights), mean over channels and frames: 1 for equal clips.
+
+    The five scales and the published weights are kept for all sizes. The window is the published one, 11 pixels
+    with sigma 1.5, where it fits the coarsest scale, which takes more than 160 pixels a side. For smaller frames,
+    down to 97 pixels a side, the same Gaussian is cut to 7 pixels (our choice): such a figure can be compared
+    with others of that size, not with published ones.
+
+    Args:
+        a, b: clips (T, H, W, 3) or pictures (H, W, 3), tensors or arrays, in [0, 1].
 
     Raises:
-        ValueError: fewer than two frames, another shape, or values that are not finite.
+        ValueError: as for :func:`psnr`.
+        AccelError: frames of fewer than 97 pixels a side.
     """
-    frames = _frames(clip, "the clip")
-    if len(frames) < 2:
-        raise ValueError(f"motion needs two frames, the clip has {len(frames)}")
-    return frames.diff(dim=0).abs().mean().item()
+    first, second = as_pair(a, b)
+    return _mean_over_frames(_scaled_ssim, first, second, ms_ssim_window(*first.shape[1:3]))
+
+
+def ms_ssim_window(height: int, width: int) -> int:
+    """The window in pixels with which :func:`ms_ssim` measures frames of a size.
+
+    Raises:
+        AccelError: the frames are too small.
+    """
+    for window in (_WINDOW, _SMALL_WINDOW):
+        if min(height, width) > _largest_too_small(window):
+            return window
+    least = _largest_too_small(_SMALL_WINDOW) + 1
+    raise AccelError(f"MS-SSIM needs {least} pixels a side for its {_SCALES} scales, the frames have {height}x{width}")
+
+
+def _largest_too_small(window: int) -> int:
+    return (window - 1) * 2 ** (_SCALES - 1)
+
+
+def _size(frames: Tensor) -> str:
+    return f"{frames.shape[1]}x{frames.shape[2]}"
+
+
+def _mean_over_frames(similarity: Callable[..., Tensor], first: Tensor, second: Tensor, size: int) -> float:
+    # The package's own window is float32: it misses a sum of 1 by 3e-8, which costs flat frames 1e-5 of SSIM.
+    place = torch.arange(size, dtype=torch.float64) - size // 2
+    window = torch.exp(-place.square() / (2 * _SIGMA**2))
+    window = (window / window.sum()).expand(3, 1, 1, size)
+    values = []
+    for parts in in_parts(first, second, _PIXELS_AT_ONCE):
+        planes = [part.permute(0, 3, 1, 2).contiguous() for part in parts]
+        values.append(similarity(*planes, data_range=1.0, win=window, size_average=False))
+    return torch.cat(values).mean().item()

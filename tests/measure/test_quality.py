@@ -1,4 +1,4 @@
-"""PSNR and SSIM against closed forms and against sums written out by hand."""
+"""PSNR, SSIM and MS-SSIM against closed forms and against sums written out by hand."""
 
 import math
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from accel.measure.quality import motion, psnr, ssim
+from accel.errors import AccelError
+from accel.measure.quality import ms_ssim, ms_ssim_window, psnr, ssim
 
 
 def clips(frames=3, height=24, width=20):
@@ -37,7 +38,9 @@ def test_psnr_with_another_range():
 def test_equal_clips():
     first, _ = clips()
     assert psnr(first, first) == math.inf
-    assert ssim(first, first) == pytest.approx(1.0, abs=1e-12)
+    assert ssim(first, first) == 1.0
+    larger = clips(frames=2, height=97, width=101)[0]
+    assert ms_ssim(larger, larger.copy()) == 1.0
 
 
 @pytest.mark.parametrize(("dark", "bright"), [(0.2, 0.6), (0.0, 1.0), (0.5, 0.5)])
@@ -82,7 +85,7 @@ NAN = np.full((16, 16, 3), np.nan)
 GRAY = np.full((16, 16, 3), 0.5)
 
 
-@pytest.mark.parametrize("measure", [psnr, ssim])
+@pytest.mark.parametrize("measure", [psnr, ssim, ms_ssim])
 @pytest.mark.parametrize(
     ("first", "second", "complaint"),
     [
@@ -107,11 +110,56 @@ def test_ssim_refuses_frames_smaller_than_its_window():
         ssim(GRAY[:10], GRAY[:10])
 
 
-def test_motion_is_the_mean_step_from_frame_to_frame():
-    clip = torch.zeros(3, 4, 4, 3)
-    assert motion(clip) == 0.0
-    clip[1] = 0.5
-    clip[2, :2] = 0.7
-    assert motion(clip) == pytest.approx((0.5 + (0.2 + 0.5) / 2) / 2)
-    with pytest.raises(ValueError, match="two frames"):
-        motion(clip[:1])
+def five_scales(first, second, size):
+    """Equation 7 of the paper for one picture (H, W, 3) with sides that halve evenly."""
+    place = np.arange(size) - size // 2
+    window = np.exp(-(place**2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+
+    def filtered(plane):
+        patches = np.lib.stride_tricks.sliding_window_view(plane, (size, size))
+        return (patches * window).sum((2, 3))
+
+    values = []
+    for channel in range(3):
+        a, b, product = first[..., channel], second[..., channel], 1.0
+        for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            if scale:
+                a, b = (plane.reshape(len(plane) // 2, 2, -1, 2).mean((1, 3)) for plane in (a, b))
+            mean_a, mean_b = filtered(a), filtered(b)
+            contrast = (2 * (filtered(a * b) - mean_a * mean_b) + 9e-4) / (
+                filtered(a * a) - mean_a**2 + filtered(b * b) - mean_b**2 + 9e-4
+            )
+            if scale == 4:
+                contrast = contrast * (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
+            product *= contrast.mean() ** weight
+        values.append(product)
+    return np.mean(values)
+
+
+@pytest.mark.parametrize(("height", "width", "window"), [(112, 128, 7), (176, 192, 11)])
+def test_ms_ssim_against_the_formula_written_out(height, width, window):
+    first, second = clips(frames=1, height=height, width=width)
+    assert ms_ssim_window(height, width) == window
+    expected = five_scales(first[0], second[0], window)
+    assert 0.5 < expected < 0.999
+    assert ms_ssim(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("measure", "side"), [(ssim, 64), (ms_ssim, 128)])
+def test_a_clip_of_many_parts_has_the_mean_of_its_frames(measure, side):
+    """More frames than are measured at a time, and a number that no part divides."""
+    first, second = clips(frames=19, height=side, width=side)
+    alone = [measure(a, b) for a, b in zip(first, second, strict=True)]
+    assert measure(first, second) == pytest.approx(np.mean(alone), rel=1e-9)
+
+
+@pytest.mark.parametrize(("sides", "window"), [((97, 400), 7), ((160, 160), 7), ((161, 161), 11), ((480, 832), 11)])
+def test_the_window_of_ms_ssim(sides, window):
+    assert ms_ssim_window(*sides) == window
+
+
+def test_ms_ssim_refuses_frames_smaller_than_its_scales():
+    small = np.full((2, 96, 200, 3), 0.5)
+    with pytest.raises(AccelError, match=r"97 pixels a side .* 96x200"):
+        ms_ssim(small, small)
