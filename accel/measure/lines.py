@@ -32,7 +32,7 @@ def lines_of(
 
     A line has "setting" (its name), "config", "steps", "runs", "errors", "seconds" (by part: median, p20, p80),
     "results_per_minute" (by batch), "steps_per_second", "tokens_per_second", "peak_bytes", "held_bytes", "block_calls"
-    (as a share of the baseline's), "quality" (of each figure its mean, median and least value over the clips),
+    (as a share of the baseline's), "quality" (of each figure its mean, median, least and most over the clips),
     "same_bits" (clips with the baseline's bits), "prompt_accuracy", "speed_up" and "loop_speed_up" (None where nothing
     may be said), "unsaid" (why), "warnings" and "left_behind".
     """
@@ -159,7 +159,12 @@ def _spread(judged: list[dict[str, Any]], name: str) -> dict[str, float] | None:
     values = [one[name] for one in judged if one.get(name) is not None]
     if not values:
         return None
-    return {"mean": statistics.mean(values), "median": statistics.median(values), "least": min(values)}
+    return {
+        "mean": statistics.mean(values),
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+    }
 
 
 def _first(cells: list[Cell], what: str) -> Any:

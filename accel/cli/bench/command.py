@@ -35,6 +35,8 @@ class Wanted:
     batches: tuple[int, ...]
     warmup: int
     least_psnr: float
+    lpips: Path | None
+    clip_model: Path | None
     clips: str
     folder: Path | None
     fresh: bool
@@ -86,6 +88,14 @@ def bench(
     least_psnr: Annotated[
         float | None,
         option(_MUCH, "In dB: a result further from the baseline's counts as another picture; 12.", **NUMBER),
+    ] = None,
+    lpips: Annotated[
+        Path | None,
+        option(_MUCH, "Folder with AlexNet's weights as torchvision publishes them, for LPIPS.", metavar="FOLDER"),
+    ] = None,
+    clip_model: Annotated[
+        Path | None,
+        option(_MUCH, "Folder with a CLIP as transformers saves it, for the CLIP score.", metavar="FOLDER"),
     ] = None,
     negative_prompt: Annotated[str | None, option(_HOW, "What not to show.", metavar="TEXT")] = None,
     num_inference_steps: Annotated[
@@ -185,6 +195,8 @@ def bench(
         batches=batches,
         warmup=warmup,
         least_psnr=LEAST_PSNR if least_psnr is None else least_psnr,
+        lpips=lpips and lpips.expanduser(),
+        clip_model=clip_model and clip_model.expanduser(),
         clips=clips,
         folder=output.expanduser() if output is not None else None,
         fresh=fresh,

@@ -140,6 +140,8 @@ def _wanted(given: dict[str, object], settings: list[str], form: Format) -> Want
         batches=(1,),
         warmup=2,
         least_psnr=LEAST_PSNR,
+        lpips=None,
+        clip_model=None,
         clips="first",
         folder=None,
         fresh=False,

@@ -10,6 +10,7 @@ from typing import Any
 from accel.cli.bench import show
 from accel.cli.bench.pictures import clips, film, sheet
 from accel.cli.bench.results import Results
+from accel.cli.durations import count
 from accel.cli.printing import Format, emit, say
 from accel.measure.trial import Setting
 from accel.reporting import front
@@ -77,8 +78,9 @@ def _identity(results: Results) -> list[tuple[str, str]]:
         ("accel", identity["accel"]),
         (
             "runs",
-            f"{len(plan['prompts'])} prompts, {len(plan['seeds'])} seeds, {repeats} times each, settings in turn, "
-            f"{warmup} steps of each to warm up, compared with {plan['baseline']!r}",
+            f"{count(len(plan['prompts']), 'prompt')}, {count(len(plan['seeds']), 'seed')}, "
+            f"{count(repeats, 'round')}, settings in turn, {count(warmup, 'step')} of each to warm up, "
+            f"compared with {plan['baseline']}",
         ),
     ]
 

@@ -8,9 +8,10 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from accel.cli.run_generate import Ready, load_ready
 from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.measure.cells import HEADER_FILE, KIND, SCHEMA, Cell, Place, Store
+from accel.measure.clip_score import ClipScore
 from accel.measure.judge import judge
+from accel.measure.lpips import Lpips
 from accel.measure.matrix import NotGivenBack, Work, check, measure, order
 from accel.measure.timing import machine
 from accel.measure.trial import Setting
@@ -84,7 +87,8 @@ def measured(wanted: Wanted) -> Results:
     call.check_call(ready.pipe, ready.request)
     _check_batches(ready.pipe, wanted.batches)
     check(ready.pipe, plan.settings)
-    identity = _identity(ready)
+    judged_by = _judge(wanted)
+    identity = _identity(wanted, ready)
     where = wanted.folder or DEFAULT_FOLDER / "bench" / _folder_name(ready, identity)
     if wanted.fresh and (where / HEADER_FILE).exists():
         shutil.rmtree(where)
@@ -93,7 +97,7 @@ def measured(wanted: Wanted) -> Results:
     with _alone(where):
         if wanted.retry:
             store.drop([cell for cell in store if cell.error is not None])
-        _measure(wanted, plan, ready, store)
+        _measure(wanted, plan, ready, judged_by, store)
     return Results.read(where)
 
 
@@ -138,7 +142,7 @@ def _results_argument(pipe: Any) -> str | None:
     return next((name for name in _RESULTS if name in call.parameters_of(pipe)), None)
 
 
-def _identity(ready: Ready) -> dict[str, Any]:
+def _identity(wanted: Wanted, ready: Ready) -> dict[str, Any]:
     """What all runs of a folder have in common."""
     request = ready.request
     arguments = call.call_arguments(ready.pipe, request)
@@ -157,6 +161,7 @@ def _identity(ready: Ready) -> dict[str, Any]:
             }
         ),
         "options": {name: value for name, value in request.options().items() if name not in ("fps", "dtype")},
+        "measures": {"lpips": wanted.lpips is not None, "clip": wanted.clip_model and wanted.clip_model.name},
         "machine": machine(request.device),
         "accel": side_file.versions()["accel"],
     }
@@ -181,7 +186,16 @@ def _alone(folder: Path) -> Iterator[None]:
         claims.close()
 
 
-def _measure(wanted: Wanted, plan: Plan, ready: Ready, store: Store) -> None:
+def _judge(wanted: Wanted) -> Callable[..., dict[str, Any]]:
+    """All figures that can be had; refuses weights that are not there."""
+    return partial(
+        judge,
+        lpips=None if wanted.lpips is None else Lpips(wanted.lpips),
+        clip_score=None if wanted.clip_model is None else ClipScore(wanted.clip_model),
+    )
+
+
+def _measure(wanted: Wanted, plan: Plan, ready: Ready, judged_by: Callable[..., dict[str, Any]], store: Store) -> None:
     form, pipe = wanted.form, ready.pipe
     total = len(list(order(plan.settings, plan.baseline, plan.places)))
     left = sum(store.find(one, place) is None for one, place in order(plan.settings, plan.baseline, plan.places))
@@ -206,7 +220,7 @@ def _measure(wanted: Wanted, plan: Plan, ready: Ready, store: Store) -> None:
     first = plan.places[0]
     try:
         measure(
-            _work(ready),
+            _work(ready, judged_by),
             plan.settings,
             plan.baseline,
             plan.places,
@@ -228,7 +242,7 @@ def _warmup(wanted: Wanted) -> int:
     return math.ceil(wanted.warmup / strength)
 
 
-def _work(ready: Ready) -> Work:
+def _work(ready: Ready, judged_by: Callable[..., dict[str, Any]]) -> Work:
     pipe = ready.pipe
 
     def arguments(place: Place, steps: int | None) -> Mapping[str, Any]:
@@ -240,7 +254,7 @@ def _work(ready: Ready) -> Work:
         return found
 
     def judged(frames: np.ndarray, reference: np.ndarray | None, place: Place) -> dict[str, Any]:
-        return judge(frames, reference, prompt=place.prompt if ready.request.model == "demo" else None)
+        return judged_by(frames, reference, place.prompt)
 
     return Work(
         pipe,

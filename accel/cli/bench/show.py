@@ -74,11 +74,11 @@ def _span(found: dict[str, float]) -> str:
     return text if low == high else f"{text} ({low}–{high})"
 
 
-def _quality(line: Line, name: str, digits: int) -> str:
+def _quality(line: Line, name: str, digits: int, worst: str = "least") -> str:
     found = line["quality"].get(name)
     if found is None:
         return "same bits" if name == "psnr_db" and line["same_bits"] and not line["baseline"] else _NONE
-    mean, least = f"{found['mean']:.{digits}f}", f"{found['least']:.{digits}f}"
+    mean, least = f"{found['mean']:.{digits}f}", f"{found[worst]:.{digits}f}"
     return mean if mean == least else f"{mean} ({least})"
 
 
@@ -108,6 +108,8 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("PSNR dB (least)", lambda line: _quality(line, "psnr_db", 1)),
     ("SSIM (least)", lambda line: _quality(line, "ssim", 3)),
     ("VMAF (least)", lambda line: _quality(line, "vmaf", 1)),
+    ("LPIPS (most)", lambda line: _quality(line, "lpips", 3, "most")),
+    ("CLIP score", lambda line: _quality(line, "clip_score", 1)),
     ("motion", lambda line: _quality(line, "motion_ratio", 2)),
     ("prompt accuracy", _accuracy),
     ("a minute, by batch", _throughput),

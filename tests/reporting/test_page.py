@@ -1,0 +1,110 @@
+"""The page of a benchmark and what it is made of: the front, the grids, the text."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from accel.methods.base import registered
+from accel.reporting import front
+from accel.reporting.heat import Heat, heats
+from accel.reporting.page import Page, Section, render
+from accel.reporting.side_by_side import film_of_films, sheet_with_differences
+
+
+def line(name, ratio, decibels, *, config=None, rival=None, baseline=False):
+    return {
+        "setting": name,
+        "baseline": baseline,
+        "config": {"config": config, "rival": rival, "steps": None},
+        "speed_up": None if ratio is None else {"ratio": ratio},
+        "quality": {} if decibels is None else {"psnr_db": {"mean": decibels}},
+    }
+
+
+LINES = [
+    line("plain", None, None, baseline=True),
+    line("a", 1.5, 40.0, config={}),
+    line("b", 2.0, 35.0, rival="magcache"),
+    line("c", 1.9, 30.0),
+    line("broken", None, 8.0, config={}),
+    line("same bits", 1.0, None, config={}),
+    line("d", 2.0, 34.0, config={}),
+]
+
+
+def test_the_front_holds_what_none_other_beats_in_both():
+    found = front.points(LINES)
+    assert {point.name: point.kind for point in found} == {"a": "method", "b": "rival", "c": "fewer", "d": "method"}
+    assert [point.name for point in front.front(found)] == ["a", "b"]
+
+
+def test_the_plot_is_the_same_for_the_same_figures():
+    found = front.points(LINES)
+    svg = front.draw(found, "svg")
+    assert svg == front.draw(found, "svg") and b">magcache<" not in svg and b">b<" in svg
+    assert front.draw(found, "png").startswith(b"\x89PNG")
+
+
+def test_grids_are_what_the_summary_says():
+    summary = {
+        "settings": {"tdc": {"threshold": 0.1, "max_skips": 3}},
+        "runs": [{"blocks": {"tdc": {"transformer": {"cond": {"computed": ["0-2", "1"], "reused": ["", "0, 2"]}}}}}],
+    }
+    (grid,) = heats(summary)
+    assert grid.cells == [["computed", "reused"], ["computed", "computed"], ["computed", "reused"]]
+    assert grid.words == ["computed", "reused"]
+    assert grid.levers["reused"] == "cache.threshold=0.1, cache.max_skips=3"
+    assert heats({"settings": {}, "runs": []}) == []
+
+
+@pytest.mark.parametrize("name", registered())
+def test_levers_are_settings_of_the_method(name):
+    config = registered()[name].config
+    assert {field for fields in config.levers.values() for field in fields} <= set(config.model_fields)
+
+
+class _Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_no_network():
+    grid = Heat("tdc", "transformer", "cond", [["computed", "reused"]], {"reused": "cache.threshold=0.1"})
+    page = Page(
+        title="<demo>",
+        identity=[("command", "accel bench -s 'a & b'")],
+        headings=["setting", "speed-up"],
+        rows=[["a & b", "1.50× ± 0.02"]],
+        remarks=["a: better than plain"],
+        plot_svg=front.draw(front.points(LINES), "svg"),
+        sheet_png=b"\x89PNG",
+        film_mp4=b"film",
+        shown='"a circle", seed 0',
+        sections=[Section("a & b", [("tdc", "threshold", "0.1")], [grid]), Section("plain", [])],
+    )
+    text = render(page)
+    reader = _Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert all(address.startswith(("data:", "#")) for address in reader.addresses)
+    assert "&lt;demo&gt;" in text and "a &amp; b" in text and "<demo>" not in text
+    assert "block 0, step 2: reused. What changes it: cache.threshold=0.1" in text
+
+
+def test_differences_are_drawn_around_gray_and_films_stand_beside_each_other():
+    first = np.full((3, 64, 64, 3), 100, np.uint8)
+    second = first + np.uint8(4)
+    sheet = np.asarray(sheet_with_differences([("plain", first), ("other", second)]).convert("RGB"))
+    assert (sheet == 128 + 8 * 4).all(-1).sum() >= 3 * 64 * 64
+    film = film_of_films([("plain", first), ("a label that is far too long for it", second), ("third", first)])
+    assert film.shape[0] == 3 and (film[0] == 104).all(-1).sum() >= 64 * 64
