@@ -20,6 +20,7 @@ from accel.cli.calibrate import calibrate
 from accel.cli.environment import env
 from accel.cli.generate import generate
 from accel.cli.inventory import list_everything
+from accel.cli.profile import profile
 
 __all__ = ["app", "main"]
 
@@ -37,6 +38,7 @@ app.command("generate")(generate)
 app.command("bench")(bench)
 app.command("compare")(compare)
 app.command("report")(report)
+app.command("profile")(profile)
 app.command("calibrate")(calibrate)
 app.command("list")(list_everything)
 app.command("env")(env)

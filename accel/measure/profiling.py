@@ -1,0 +1,197 @@
+"""Where the time of a run goes: torch's profiler, with names for blocks, attentions and linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from accel.measure.parts import DENOISER, TEXT, VAE
+from accel.measure.wrapped import wrapped
+from accel.pipelines.sites import BlockSite, Denoiser, inspect_pipeline
+
+_PREFIX = "accel."
+
+
+@dataclass
+class Layer:
+    """One linear layer or attention: what its calls had to do at least, and the time that they took.
+
+    `flops` are floating-point operations (a multiplication and an addition are two); of an attention those of dense
+    attention without its projections, whatever was left out. `moved` are the bytes of inputs, outputs and weights.
+    """
+
+    name: str
+    kind: str
+    block: int
+    calls: int = 0
+    flops: float = 0.0
+    moved: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One of torch's or Accel's operations: its own time, without that of the operations it calls."""
+
+    name: str
+    calls: int
+    seconds: float
+
+
+@dataclass
+class Profile:
+    """What was found in a run; seconds are the device's own where it is a GPU."""
+
+    layers: list[Layer] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    blocks: list[float] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Profile:
+    """Runs once under torch's profiler.
+
+    Args:
+        pipe: a pipeline of a known family, with whatever is on it.
+        run: calls it.
+        trace: where the Chrome trace is written; in it, ranges called `accel.block transformer 3`, `accel.linear
+            transformer 3.ffn.net.2` and so on lie around the operations.
+
+    Returns:
+        The layers in the order of the blocks, seconds of the parts and of each block, and the operations by their own
+        time. The profiler itself takes time too, so that the whole is longer than without it.
+    """
+    facts = inspect_pipeline(pipe)
+    device = torch.device(getattr(pipe, "_execution_device", None) or "cpu")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    layers: dict[str, Layer] = {}
+    with ExitStack() as stack:
+        for denoiser in facts.denoisers:
+            stack.enter_context(_named(denoiser.module, "forward", DENOISER))
+            for site in denoiser.blocks:
+                stack.enter_context(_named(site.module, "forward", _block_name(denoiser, site)))
+                for layer, module, cost in _layers_of(denoiser, site):
+                    layers[layer.name] = layer
+                    stack.enter_context(_costed(module, layer, cost))
+        for name, component in getattr(pipe, "components", {}).items():
+            if name.startswith("text_encoder") and isinstance(component, nn.Module):
+                stack.enter_context(_named(component, "forward", TEXT))
+            elif name == "vae" and component is not None:
+                for method in ("encode", "decode"):
+                    stack.enter_context(_named(component, method, VAE))
+        with profile(activities=activities) as profiler, record_function(f"{_PREFIX}call"):
+            run()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
+    return _read(profiler, layers, facts.denoisers, on_device=device.type == "cuda")
+
+
+def _block_name(denoiser: Denoiser, site: BlockSite) -> str:
+    return f"block {denoiser.name} {site.index}"
+
+
+@contextmanager
+def _named(module: Any, method: str, name: str) -> Iterator[None]:
+    def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with record_function(_PREFIX + name):
+            return original(*args, **kwargs)
+
+    with wrapped(module, method, around):
+        yield
+
+
+Cost = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float]]
+
+
+@contextmanager
+def _costed(module: nn.Module, layer: Layer, cost: Cost) -> Iterator[None]:
+    def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with record_function(_PREFIX + layer.name):
+            output = original(*args, **kwargs)
+        flops, moved = cost(module, args, kwargs, output)
+        layer.calls += 1
+        layer.flops += flops
+        layer.moved += moved
+        return output
+
+    with wrapped(module, "forward", around):
+        yield
+
+
+def _layers_of(denoiser: Denoiser, site: BlockSite) -> Iterator[tuple[Layer, nn.Module, Cost]]:
+    attentions = {f.path: f.kind for f in site.attention}
+    for path, module in site.module.named_modules():
+        if path in attentions and attentions[path] != "linear":
+            name = f"attention {denoiser.name} {site.index}.{path}"
+            yield Layer(name, path, site.index), module, _attention_cost(attentions[path])
+        elif isinstance(module, nn.Linear):
+            yield Layer(f"linear {denoiser.name} {site.index}.{path}", path, site.index), module, _linear_cost
+
+
+def _linear_cost(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[float, float]:
+    assert isinstance(module, nn.Linear)
+    given = args[0] if args else kwargs["input"]
+    weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    return 2.0 * given.numel() * module.out_features, float(given.nbytes + output.nbytes + weights)
+
+
+def _attention_cost(kind: str) -> Cost:
+    def cost(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[float, float]:
+        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        query = getattr(module, "to_q", None)
+        if hidden is None or not isinstance(query, nn.Linear):
+            return 0.0, 0.0
+        batch, tokens = hidden.shape[0], hidden.shape[1]
+        others = text.shape[1] if isinstance(text, torch.Tensor) else 0
+        queries = tokens + others if kind == "joint" else tokens
+        keys = others if kind == "cross" and others else queries
+        inner = query.out_features
+        moved = (2 * queries + 2 * keys) * batch * inner * hidden.element_size()
+        return 4.0 * batch * queries * keys * inner, float(moved)
+
+    return cost
+
+
+def _read(profiler: Any, layers: dict[str, Layer], denoisers: tuple[Denoiser, ...], *, on_device: bool) -> Profile:
+    """From the profiler's events; microseconds there."""
+
+    def total(event: Any) -> float:
+        return (event.device_time_total if on_device else event.cpu_time_total) / 1e6
+
+    events = {event.key: event for event in profiler.key_averages()}
+    ranges = {key.removeprefix(_PREFIX): total(event) for key, event in events.items() if key.startswith(_PREFIX)}
+    for name, layer in layers.items():
+        layer.seconds = ranges.get(name, 0.0)
+    _without_projections(layers)
+    operations = [
+        Operation(key, event.count, (event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e6)
+        for key, event in events.items()
+        if not key.startswith((_PREFIX, "cuda", "ProfilerStep"))
+    ]
+    return Profile(
+        [layer for layer in layers.values() if layer.calls],
+        {part: ranges.get(part, 0.0) for part in (TEXT, DENOISER, VAE)},
+        [ranges.get(_block_name(denoiser, site), 0.0) for denoiser in denoisers for site in denoiser.blocks],
+        sorted((one for one in operations if one.seconds > 0), key=lambda one: -one.seconds),
+        ranges.get("call", 0.0),
+    )
+
+
+def _without_projections(layers: dict[str, Layer]) -> None:
+    """An attention's range holds its linear layers, which count for themselves."""
+    for name, layer in layers.items():
+        if name.startswith("attention "):
+            inner = f"linear {name.removeprefix('attention ')}."
+            own = sum(other.seconds for key, other in layers.items() if key.startswith(inner))
+            layer.seconds = max(0.0, layer.seconds - own)

@@ -1,0 +1,44 @@
+"""`accel profile`: its files, its table, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+QUICK = ("--size", "quick", "--steps", "2", "--num-frames", "5")
+
+
+@pytest.fixture(autouse=True)
+def _small_ceilings(monkeypatch, tmp_path):
+    import accel.measure.ceilings as module
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_SIDE", {True: 64})
+    monkeypatch.setattr(module, "_COPIED", {True: 1 << 16})
+
+
+def test_it_writes_its_files_once_and_prints_a_table(make, accel, tmp_path):
+    result = make("profile", *QUICK, "-o", "found")
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {
+        "trace.json", "profile.json", "roofline.png", "waterline.png",
+    }  # fmt: skip
+    data = json.loads((tmp_path / "found" / "profile.json").read_text())
+    assert (data["kind"], data["schema"], data["call"]["num_inference_steps"]) == ("accel profile", 1, 2)
+    assert "linear ffn.net.2" in result.out and "aten::addmm" in result.out
+    again = accel("profile", *QUICK, "-o", "found")
+    assert again.code == 2 and "exists; choose another name, or add --overwrite" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["-m", "nowhere"], "there is no prompt"),
+        (["--preset", "slow"], "no preset 'slow'"),
+        (["--steps", "0"], "--steps 0 is not possible"),
+    ],
+)
+def test_it_refuses_in_one_line(accel, tmp_path, arguments, reason):
+    result = accel("profile", "--size", "quick", *arguments, "-o", "found")
+    assert result.code == 2 and reason in result.err and len(result.err.splitlines()) == 1
+    assert not (tmp_path / "found").exists()
