@@ -13,7 +13,7 @@ import torch
 
 from accel.measure.timing import machine
 
-# On a CPU, and elsewhere. Large enough that starting a kernel does not count, small enough to be done in a second; chosen by us.
+# On a CPU, and elsewhere: large enough that starting a kernel does not count, done in a second; chosen by us.
 _SIDE = {True: 1024, False: 8192}
 _COPIED = {True: 1 << 28, False: 1 << 30}
 _REPEATS = 15

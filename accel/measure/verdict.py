@@ -12,8 +12,8 @@ from accel.measure.timing import Timing, ratio
 LEAST_SPREAD = 0.01
 # Of fewer, nothing can be said of noise.
 LEAST_PAIRS = 3
-# Frames that are further from the plain ones than this show something else; chosen by us. Of the built-in model, clips
-# of two different prompts lie 2 to 12 dB apart.
+# Frames that are further from the plain ones than this show something else; chosen by us. Clips of the built-in model
+# with different prompts lie 2 to 13 dB apart.
 LEAST_PSNR = 12.0
 # Kinds of flags of `judge` with which a clip is no result; how unlike it may be is asked here.
 _RED = ("broken", "frozen", "flicker")
