@@ -1,5 +1,6 @@
 # make demo   sets up .venv and generates a video with the model that ships in the package
 # make test   sets up .venv and runs every check: ruff, mypy, pytest in two processes (JOBS=4 for four)
+# make conformance  every method on every family, hours on two cores; goes on where it was stopped; writes the table
 # make lint   the checks without the tests
 # make clean  removes .venv and everything that was built or cached
 # PYTHON=/path/to/python picks the interpreter that makes .venv (3.11 or newer).
@@ -11,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PINS := $(VENV)/constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test lint clean
+.PHONY: demo test conformance lint clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/accel generate --prompt "a red circle moving left on a black background" \
@@ -19,6 +20,12 @@ demo: $(VENV)/.demo
 
 test: lint
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+
+conformance: $(VENV)/.test
+	mkdir -p outputs
+	-$(VENV)/bin/python -m pytest tests/conformance/test_methods.py tests/conformance/test_whole_grid.py --grid=whole \
+		--record outputs/conformance.jsonl -q
+	$(VENV)/bin/python -m tests.conformance.record outputs/conformance.jsonl
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -20,6 +20,20 @@ from tests.conformance.cases import FAMILIES, METHODS
 from tests.tiny_pipelines import TinyCase
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("record") is not None:
+        from tests.conformance.record import Record
+
+        config.pluginmanager.register(Record(config.getoption("record")), "record")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("grid") != "whole":
+        left_out = [item for item in items if item.get_closest_marker("whole_grid")]
+        items[:] = [item for item in items if not item.get_closest_marker("whole_grid")]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @cache
 def _built(name: str) -> tuple[Any, torch.Tensor]:
     pipe = FAMILIES[name].build()
