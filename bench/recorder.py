@@ -87,8 +87,8 @@ def _markdown(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         "# What the recorder costs",
         "",
         f"Printed by `{settings['command']}`: one warm-up round, then rounds in which the rows take turns.",
-        "Enabling and disabling lie within the time. The share is that of the medians; ± is half the distance between the",
-        "20th and 80th percentile of the ratios of pairs.",
+        "Enabling and disabling lie within the time. The share is that of the medians; ± is half the distance between",
+        "the 20th and 80th percentile of the ratios of pairs.",
         "",
         f"weights: {settings['weights']}, "
         + ", ".join(f"{key}: {value}" for key, value in settings["machine"].items() if value is not None),

@@ -41,6 +41,8 @@ def test_model_offload(method: MethodCase, case: TinyCase, plain: torch.Tensor) 
 
 def test_group_offload(method: MethodCase, case: TinyCase, plain: torch.Tensor) -> None:
     pipe = case.build()
+    if not all(part._supports_group_offloading for part in denoisers(pipe)):
+        pytest.skip("diffusers has no group offload for this transformer")
     with accel.enable(pipe, **method.active):
         expected = case.run(pipe)
     for part in denoisers(pipe):
