@@ -25,7 +25,6 @@ def lines_of(
     baseline: Setting,
     cells: Callable[[Setting], Iterable[Cell]],
     *,
-    warmup: int,
     least_psnr: float = LEAST_PSNR,
 ) -> list[Line]:
     """One line of plain data for each setting, the baseline's first.
@@ -39,16 +38,14 @@ def lines_of(
     found = {one.fingerprint: list(cells(one)) for one in (baseline, *settings)}
     ordered = [baseline, *(one for one in settings if one.fingerprint != baseline.fingerprint)]
     reference = [cell for cell in found[baseline.fingerprint] if cell.error is None]
-    return [_line(one, one is baseline, found[one.fingerprint], reference, warmup, least_psnr) for one in ordered]
+    return [_line(one, one is baseline, found[one.fingerprint], reference, least_psnr) for one in ordered]
 
 
-def _line(
-    setting: Setting, is_baseline: bool, cells: list[Cell], reference: list[Cell], warmup: int, least_psnr: float
-) -> Line:
+def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: list[Cell], least_psnr: float) -> Line:
     done = [cell for cell in cells if cell.error is None]
     single = [cell for cell in done if cell.place.batch == 1]
     judged = [cell.figures["quality"] for cell in single if "quality" in cell.figures]
-    unsaid = _unsaid(single, judged, reference, warmup, least_psnr)
+    unsaid = _unsaid(single, judged, reference, least_psnr)
     total, loop = (None, None)
     if not is_baseline and not unsaid:
         total, loop = _speed_up(single, reference, "total"), _speed_up(single, reference, "loop")
@@ -78,16 +75,14 @@ def _line(
     return line
 
 
-def _unsaid(
-    cells: list[Cell], judged: list[dict[str, Any]], reference: list[Cell], warmup: int, least_psnr: float
-) -> list[str]:
+def _unsaid(cells: list[Cell], judged: list[dict[str, Any]], reference: list[Cell], least_psnr: float) -> list[str]:
     """Why no speed-up may be said of these runs."""
     found = []
     if not cells:
         found.append("no run of it is done")
     if not reference:
         found.append("no run of the baseline is done")
-    if warmup < 1:
+    if any(cell.figures["warmup_steps"] < 1 for cell in (*cells, *reference)):
         found.append("the runs had no warm-up")
     if cells and len(judged) < len(cells):
         found.append("the results were not compared with the baseline's")

@@ -102,7 +102,7 @@ def measure(
     for setting, place in todo:
         try:
             trial = attempt(work.pipe, warm.up(setting), work.arguments(place, setting.steps), work.call)
-            figures = trial.figures
+            figures = {**trial.figures, "warmup_steps": warmup}
             if place.batch == 1:
                 frames = work.frames(trial.output)
                 figures["quality"] = _judged(work, store, setting, baseline, place, frames)
@@ -128,6 +128,8 @@ def _judged(
     first = Place(place.prompt, place.seed)
     is_baseline = setting.fingerprint == baseline.fingerprint
     reference = None if is_baseline and place == first else store.reference(baseline, first)
+    if reference is None and not (is_baseline and place == first):
+        raise RuntimeError(f"the baseline's frames are gone from {store.folder}; measure all again with --fresh")
     digest = sha256_of(frames)
     same = reference is not None and reference.shape == frames.shape and sha256_of(reference) == digest
     before = store.find(setting, first) if place != first else None

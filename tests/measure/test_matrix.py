@@ -41,8 +41,8 @@ def opened(folder):
     return store
 
 
-def lines(store, settings=(PLAIN, CACHE), warmup=2):
-    return lines_of(settings, settings[0], store.of, warmup=warmup)
+def lines(store, settings=(PLAIN, CACHE)):
+    return lines_of(settings, settings[0], store.of)
 
 
 def test_a_method_that_takes_less_time_is_measured_right_within_its_spread(pipe, tmp_path):
@@ -94,8 +94,8 @@ def test_without_warm_up_or_baseline_no_speed_up_is_said(pipe, tmp_path):
     made = MadeUp(pipe)
     run(made.work, store, warmup=0)
     assert len(made.calls) == 2 * len(PLACES)
-    assert lines(store, warmup=0)[1]["unsaid"] == ["the runs had no warm-up"]
-    without = lines_of([PLAIN, CACHE], PLAIN, lambda one: store.of(one) if one is CACHE else [], warmup=2)
+    assert lines(store)[1]["unsaid"] == ["the runs had no warm-up"]
+    without = lines_of([PLAIN, CACHE], PLAIN, lambda one: store.of(one) if one is CACHE else [])
     assert without[1]["speed_up"] is None and "no run of the baseline is done" in without[1]["unsaid"]
 
 

@@ -20,7 +20,6 @@ class Results:
     settings: tuple[Setting, ...]
     baseline: Setting
     places: tuple[Place, ...]
-    warmup: int
     least_psnr: float
     identity: dict[str, Any]
     plan: dict[str, Any]
@@ -37,7 +36,6 @@ class Results:
                 tuple(settings.values()),
                 settings[plan["baseline"]],
                 places_of(plan["prompts"], plan["seeds"], plan["repeats"], plan["batches"]),
-                plan["warmup_steps"],
                 plan["least_psnr_db"],
                 header["identity"],
                 plan,
@@ -57,7 +55,7 @@ class Results:
         def cells(setting: Setting) -> list[Cell]:
             return [cell for place in self.places if (cell := self.store.find(setting, place)) is not None]
 
-        return lines_of(self.settings, self.baseline, cells, warmup=self.warmup, least_psnr=self.least_psnr)
+        return lines_of(self.settings, self.baseline, cells, least_psnr=self.least_psnr)
 
 
 def places_of(prompts: Sequence[str], seeds: Sequence[int], repeats: int, batches: Sequence[int]) -> tuple[Place, ...]:
