@@ -12,6 +12,7 @@ from accel.methods.base import Context, Method
 from accel.methods.fingerprint import fingerprint
 from accel.methods.flashblock_calibration import Calibration, Measurements
 from accel.methods.needs import Slot
+from accel.pipelines.sites import require_all_tokens
 from accel.runtime.clock import Moment
 from accel.runtime.memory import free_bytes
 
@@ -42,6 +43,7 @@ class FlashBlockForm(Method):
         """From now on computes everything, and collects what a calibration is made of."""
         if self.config.interval == 1 or self.config.calibration is not None:
             raise AccelError(f"{self.name}: a calibration is made without another, and at an interval above 1")
+        require_all_tokens(f"{self.name}: a calibration", self.context.facts.denoisers)
         self._measuring = Measurements(self.config.similarity, self.config.lse_drift)
         return self._measuring
 

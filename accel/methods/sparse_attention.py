@@ -25,12 +25,13 @@ from accel.methods.sparse_call import (
     NotInBlocks,
     SparseCall,
     exact_share,
+    exchange_of,
     put_into_blocks,
     require_choice,
     text_lengths,
 )
 from accel.methods.token_order import ForwardOrder, dense_in_the_models_order
-from accel.pipelines.attention import AttentionCall
+from accel.pipelines.attention import AttentionCall, HeadExchange
 from accel.pipelines.sites import BlockSite
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
@@ -106,23 +107,25 @@ class SparseAttention(Method):
     ) -> Tensor:
         record, name = self.context.recorder, self.config.method
         layer = site.index if call.layer is None else call.layer
-        prior = self.context.handover.prior
+        prior, exchange = self.context.handover.prior, exchange_of(moment, query, call)
         if prior is not None:
-            prior.expect(moment, query, self.config.density, self.config.block_size)
+            whole = query if exchange is None else exchange.like(query)
+            prior.expect(moment, whole, self.config.density, self.config.block_size)
         if not self._wanted(moment, site.depth):
             record.event(name, "dense", moment, layer)
             return self._dense(query, key, value, call)
         config, order = self.config, self.context.board.order
         try:
-            require_choice(moment, call, config.density, config.block_size)
+            require_choice(moment, call, query.shape[2], config.density, config.block_size)
             arrangement, sparse_call = put_into_blocks(
                 moment,
                 layer,
                 (query, key, value),
                 call,
-                self._text_lengths(call, query),
+                self._text_lengths(call, query, exchange),
                 config.block_size,
                 config.tiling != "none" and order is None,
+                exchange,
             )
         except NotInBlocks as reason:
             record.event(name, "dense", moment, layer)
@@ -141,7 +144,8 @@ class SparseAttention(Method):
         record.event(name, what, moment, layer)
         if counts is not None and what == "sparse":
             record.figure(name, "density", exact_share(sparse_call, counts))
-        return arrangement.restore(out)
+        out = arrangement.restore(out)
+        return out if exchange is None else exchange.scatter(out)
 
     def _dense(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         order = self.context.board.order
@@ -149,12 +153,14 @@ class SparseAttention(Method):
             return call.dense(query, key, value)
         return dense_in_the_models_order(order, query, key, value, call)
 
-    def _text_lengths(self, call: AttentionCall, query: Tensor) -> Tensor | None:
+    def _text_lengths(self, call: AttentionCall, query: Tensor, exchange: HeadExchange | None) -> Tensor | None:
         """What the mask leaves of the texts; asked once for all blocks, because it waits for the device."""
         mask = call.mask if call.text_mask is None else call.text_mask
         if mask is None:
             return None
         if self._padded is None or self._padded[0] is not mask:
+            if exchange is not None:
+                call, query = exchange.call(call), exchange.like(query)
             self._padded = mask, text_lengths(call, query.shape[1])
         return self._padded[1]
 
