@@ -152,7 +152,7 @@ def put_into_blocks(
     batch, tokens = query.shape[:2]
     grid, words = moment.grid, call.text_length
     if exchange is not None:
-        tokens, words = tokens * exchange.ranks.size, exchange.words * exchange.ranks.size
+        tokens, words = exchange.tokens * exchange.ranks.size, exchange.words * exchange.ranks.size
     if grid is None or words is None or math.prod(grid) + words != tokens:
         raise NotInBlocks(f"the {tokens} tokens are not one grid of image tokens and {words or 0} of text")
     image = math.prod(grid)

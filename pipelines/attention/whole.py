@@ -22,11 +22,13 @@ class HeadExchange:
 
     Attributes:
         ranks: the processes, in the order of their tokens and of their heads.
-        words: tokens of text that each of them has.
+        tokens: how many each of them has.
+        words: how many of these are text.
         text_first: whether they come before those of the image.
     """
 
     ranks: Ranks
+    tokens: int
     words: int
     text_first: bool
 
@@ -37,7 +39,7 @@ class HeadExchange:
         words = call.text_length
         if words is None:
             words = max(0, tokens - image // ranks.size)
-        return cls(ranks, words, call.text == "prefix")
+        return cls(ranks, tokens, words, call.text == "prefix")
 
     def heads(self, number: int) -> slice:
         """Which of so many heads this process has while the sequence is whole."""
@@ -50,14 +52,14 @@ class HeadExchange:
 
     def like(self, x: Tensor) -> Tensor:
         """A tensor of the shape that (B, S / n, H, D) becomes, which holds no numbers of its own."""
-        tokens, heads = x.shape[1] * self.ranks.size, x.shape[2] // self.ranks.size
-        return x[:, :1, :heads].expand(-1, tokens, -1, -1)
+        heads = x.shape[2] // self.ranks.size
+        return x[:, :1, :heads].expand(-1, self.tokens * self.ranks.size, -1, -1)
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors (B, S / n, H, D) of one shape and dtype as (B, S, H / n, D)."""
         first, size = tensors[0], self.ranks.size
-        batch, tokens, heads, channels = first.shape
-        sent = first.new_empty((size, len(tensors), batch, tokens, heads // size, channels))
+        batch, _, heads, channels = first.shape
+        sent = first.new_empty((size, len(tensors), batch, self.tokens, heads // size, channels))
         for place, tensor in enumerate(tensors):
             sent[:, place] = tensor.unflatten(2, (size, -1)).permute(2, 0, 1, 3, 4)
         parts = self.ranks.exchanged(sent).permute(1, 2, 0, 3, 4, 5)
@@ -66,7 +68,7 @@ class HeadExchange:
     def scatter(self, x: Tensor) -> Tensor:
         """(B, S, H / n, D) as (B, S / n, H, D): the way back."""
         size = self.ranks.size
-        before, behind = x.tensor_split((self._first(x.shape[1] // size) * size,), 1)
+        before, behind = x.tensor_split((self._first * size,), 1)
         parts = torch.cat([part.unflatten(1, (size, -1)) for part in (before, behind)], 2)
         return self.ranks.exchanged(parts.transpose(0, 1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
@@ -77,15 +79,16 @@ class HeadExchange:
 
     def mask(self, mask: Tensor | None) -> Tensor | None:
         """A mask over keys, (B, 1, 1, S / n), as (B, 1, 1, S); another one, which is not split, as it is."""
-        if mask is None or mask.ndim != 4 or mask.shape[1:3] != (1, 1):
+        if mask is None or mask.shape[1:] != (1, 1, self.tokens):
             return mask
         return self._joined(self.ranks.gathered(mask).permute(1, 2, 3, 0, 4), 3)
 
     def _joined(self, parts: Tensor, axis: int) -> Tensor:
         """(..., n, S / n, ...) with the ranks at `axis` as (..., S, ...), text and image each in one piece."""
-        before, behind = parts.tensor_split((self._first(parts.shape[axis + 1]),), axis + 1)
+        before, behind = parts.tensor_split((self._first,), axis + 1)
         return torch.cat([part.flatten(axis, axis + 1) for part in (before, behind)], axis)
 
-    def _first(self, tokens: int) -> int:
-        """How many of the tokens here come first: those of the text or those of the image."""
-        return self.words if self.text_first else tokens - self.words
+    @property
+    def _first(self) -> int:
+        """How many tokens of each process come first: those of the text or those of the image."""
+        return self.words if self.text_first else self.tokens - self.words
