@@ -12,6 +12,7 @@ from accel.methods.base import Context, Method
 from accel.methods.fingerprint import fingerprint
 from accel.methods.flashblock_calibration import Calibration, Measurements
 from accel.methods.needs import Slot
+from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.sites import require_all_tokens
 from accel.runtime.clock import Moment
 from accel.runtime.memory import free_bytes
@@ -75,13 +76,22 @@ class FlashBlockForm(Method):
     def require_room(self, nbytes: int, device: torch.device, what: str) -> None:
         """Raises `AccelError` where so many bytes, over all guidance branches, are more than may be held."""
         if self._limit is None:
-            free, given = free_bytes(device), self.config.memory_limit
+            free, given = self._free_bytes(device), self.config.memory_limit
             self._limit = given * 1e9 if given is not None else math.inf if free is None else _FREE_SHARE * free
         if nbytes > self._limit:
             limit = f"memory_limit={self.config.memory_limit} allows"
             if self.config.memory_limit is None:
                 limit = f"half of the free memory, {self._limit / 1e9:.3g} GB, allows"
             raise AccelError(f"{self.name} would hold {nbytes / 1e9:.3g} GB, more than {limit}: {what}")
+
+    def _free_bytes(self, device: torch.device) -> int | None:
+        """What the device has free; of processes that share a run the least, so that all of them refuse alike."""
+        free = free_bytes(device)
+        sharing = (sharing_tokens(denoiser.module) for denoiser in self.context.facts.denoisers)
+        ranks = next((each for each in sharing if each is not None), None)
+        if ranks is None or free is None:
+            return free
+        return int(ranks.gathered(torch.tensor(free, device=device)).min())
 
     def layers(self, moment: Moment) -> int:
         """How many attentions of the moment's denoiser are served."""
