@@ -159,6 +159,8 @@ def head_budgets(
     """
     kept, number, _ = _kept("head_budgets", mass, density, sizes)
     share = head_recalls(mass, density, sizes) if recalls is None else recalls
+    if share.ndim != 2 or share.shape[0] != mass.shape[0]:
+        raise ValueError(f"head_budgets takes recalls (B, H'): they have shape {tuple(share.shape)}")
     heads = share.shape[1]
     movers = (share > recall).sum(-1, keepdim=True).clamp(max=heads // 2)
     order = share.sort(dim=-1, descending=True, stable=True).indices

@@ -95,7 +95,7 @@ def _configure(model: Any, parallel: ParallelConfig | None) -> None:
 def log_sum_exps(pipe: Any) -> Iterator[None]:
     """Dense attention by a backend that gives the log-sum-exp which ring attention needs."""
     registry = attention_dispatch._AttentionBackendRegistry
-    before = registry._backends[_WITH_LSE]
+    before, active = registry._backends[_WITH_LSE], registry._active_backend
     registry._backends[_WITH_LSE] = _dense
     constraints, registry._constraints[_WITH_LSE] = registry._constraints[_WITH_LSE], []
     pipe.transformer.set_attention_backend(_WITH_LSE.value)
@@ -103,6 +103,8 @@ def log_sum_exps(pipe: Any) -> Iterator[None]:
         yield
     finally:
         pipe.transformer.reset_attention_backend()
+        # Choosing one for a model makes it that of all.
+        registry.set_active_backend(active)
         registry._backends[_WITH_LSE], registry._constraints[_WITH_LSE] = before, constraints
 
 

@@ -11,7 +11,6 @@ import torch
 
 from tests.context_parallel import RING, WORLD, Job, work
 
-# Beyond what float32 rounds: a code of a quantization, or a block, may go the other way at a tie.
 BOUND = 1e-5
 _PATIENCE = 900
 TDC = {"method": "tdc", "threshold": 0.5}
@@ -33,7 +32,8 @@ JOBS = {
         "wan", {"quantize": {"method": "mixed", "low": "int8", "high": "16bit", "target_bits": 12.0}, "cache": TDC}
     ),
     "all": Job("wan", {"attention": "adaspa", "cache": [TDC, "flashblock"], "quantize": "int8"}),
-    "ring": Job("wan", {"cache": TDC, "quantize": "int8"}, RING),
+    "ring": Job("wan", {"cache": TDC}, RING),
+    "ring quantized": Job("wan", {"quantize": "int8"}, RING),
 }
 
 
@@ -60,13 +60,21 @@ def decisions(run: dict[str, Any]) -> Any:
     return run["blocks"], run["fallbacks"], [method.get("searches") for method in run["methods"].values()]
 
 
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative RMS."""
+    return ((one - other).norm() / other.norm()).item()
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_two_processes_give_what_one_gives(name: str, found: list[dict[str, Any]]) -> None:
     alone = found[0][name]["alone"]
     shared = [each[name]["shared"] for each in found]
     assert torch.equal(shared[0]["result"], shared[1]["result"])
-    difference = (shared[0]["result"] - alone["result"]).norm() / alone["result"].norm()
-    assert difference <= BOUND
+    bound = BOUND
+    if "quantize" in JOBS[name].settings:
+        # Where a sum is rounded otherwise, a code at a tie goes the other way, and soon many do.
+        bound = apart(found[0]["orders"]["plain"], alone["result"])
+    assert apart(shared[0]["result"], alone["result"]) <= bound
     assert decisions(shared[0]["run"]) == decisions(shared[1]["run"])
     assert shared[0]["run"]["blocks"] == alone["run"]["blocks"]
     for rank, each in enumerate(shared):
