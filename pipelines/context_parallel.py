@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -42,10 +41,11 @@ class Ranks:
         dist.all_gather(list(found.unbind(0)), x.contiguous(), group=self.group)
         return found
 
-    def exchanged(self, x: Tensor) -> Tensor:
-        """(size, ...): what the other ranks have for this one, of tensors (size, ...) that have a part for each."""
-        found = torch.empty_like(x, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(found, x.contiguous(), group=self.group)
+    def exchanged(self, x: Tensor, sends: list[int], receives: list[int]) -> Tensor:
+        """What all ranks have for this one, behind each other: each gets the next of the rows of x, as many as `sends`
+        says, and has as many for this one as `receives` says."""
+        found = x.new_empty((sum(receives), *x.shape[1:]))
+        dist.all_to_all_single(found, x.contiguous(), receives, sends, group=self.group)
         return found
 
 
@@ -85,13 +85,16 @@ def given(module: nn.Module, name: str, value: Any) -> Any:
 _SPLITS = "cp_input---"
 
 
+def part_of(number: int, ranks: Ranks) -> int:
+    """How many of so many tokens this process has: the first processes have those that are over."""
+    return number // ranks.size + (ranks.rank < number % ranks.size)
+
+
 def why_not_by_heads(parallel: Any, heads: int) -> str | None:
     """Why attention of so many heads cannot be computed for some heads on each process, and what to do; or None."""
     config = context_parallel(parallel)
     if config.ring_degree > 1:
         return "ring attention shows no process all of them: use ContextParallelConfig(ulysses_degree=...) instead"
-    if config.ulysses_anything:
-        return "ulysses_anything makes uneven parts: use ulysses_degree alone, with sizes that divide"
     if heads % config.ulysses_degree:
         return f"its {heads} heads are not a multiple of ulysses_degree={config.ulysses_degree}: use one that divides"
     return None

@@ -48,6 +48,8 @@ class Job:
     family: str
     settings: dict[str, Any]
     degrees: dict[str, Any] = field(default_factory=lambda: ULYSSES)
+    # What the pipeline is called with beside its usual arguments.
+    call: dict[str, Any] = field(default_factory=dict)
     # FlashBlock goes by a calibration, which has one head computed anew at every step.
     calibrated: bool = False
 
@@ -126,9 +128,9 @@ def _built(family: str) -> Any:
     return TINY[family].build()
 
 
-def _run(pipe: Any, family: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _run(pipe: Any, family: str, settings: dict[str, Any], **call: Any) -> dict[str, Any]:
     with accel.enable(pipe, **settings) as session:
-        result = TINY[family].run(pipe)
+        result = TINY[family].run(pipe, **call)
     return {"result": result, "run": session.summary().to_dict()["runs"][-1]}
 
 
@@ -138,9 +140,9 @@ def _compared(job: Job, rank: int, folder: Path) -> dict[str, Any]:
     if job.calibrated:
         settings = {**settings, "calibration": str(_calibration(pipe).save(folder / f"heads{rank}.json"))}
     with log_sum_exps(pipe) if "ring_degree" in job.degrees else nullcontext():
-        alone = _run(pipe, job.family, settings) if rank == 0 else None
+        alone = _run(pipe, job.family, settings, **job.call) if rank == 0 else None
         with spread(pipe, **job.degrees):
-            return {"alone": alone, "shared": _run(pipe, job.family, settings)}
+            return {"alone": alone, "shared": _run(pipe, job.family, settings, **job.call)}
 
 
 def _calibration(pipe: Any) -> Calibration:
@@ -155,31 +157,40 @@ def _calibration(pipe: Any) -> Calibration:
 
 def _exchanges() -> dict[str, bool]:
     """Whether text and image come in one piece each, before the attention, and as they were behind it."""
-    found = {}
-    for text in ("none", "prefix", "suffix"):
-        words, image, parallel = 0 if text == "none" else 3, 5, ParallelConfig(ContextParallelConfig(**ULYSSES))
-        mesh = dist.init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("ring", "ulysses"))
-        parallel.setup(dist.get_rank(), WORLD, torch.device("cpu"), mesh=mesh)
-        parts = [torch.arange(WORLD * length) + start for length, start in ((words, 0), (image, 100))]
-        whole = torch.cat(parts if text == "prefix" else parts[::-1])
-        here = [part.chunk(WORLD)[dist.get_rank()] for part in parts if len(part)]
-        mine = torch.cat(here if text == "prefix" else here[::-1])
+    found, rank = {}, dist.get_rank()
+    for text, words, image, uneven in (
+        ("none", 0, 10, False),
+        ("prefix", 6, 10, False),
+        ("suffix", 6, 10, False),
+        ("prefix", 5, 7, True),
+        ("suffix", 7, 10, True),
+    ):
+        config = ContextParallelConfig(**ULYSSES, ulysses_anything=uneven)
+        mesh = dist.init_device_mesh("cpu", config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
+        parallel = ParallelConfig(context_parallel_config=config)
+        parallel.setup(rank, WORLD, torch.device("cpu"), mesh=mesh)
+        parts = [torch.arange(words), torch.arange(image) + 100]
+        parts = parts if text == "prefix" else parts[::-1]
+        whole, mine = torch.cat(parts), torch.cat([part.tensor_split(WORLD)[rank] for part in parts])
         heads, channels = torch.arange(4)[:, None] * 1000, torch.arange(2) * 10000
         own = mine[None, :, None, None] + heads + channels
-        all_tokens = whole[None, :, None, None] + heads.chunk(WORLD)[dist.get_rank()] + channels
+        all_tokens = whole[None, :, None, None] + heads.chunk(WORLD)[rank] + channels
+        own_words = int((mine < 100).sum())
         mask = (mine % 2 == 0)[None, None, None]
-        call = AttentionCall(text, words, mask, dispatched=True, parallel=parallel)
-        exchange = HeadExchange.of(call, len(mine), WORLD * image)
+        call = AttentionCall(text, own_words, mask, dispatched=True, parallel=parallel)
+        exchange = HeadExchange.of(call, own, image)
         first, second = exchange.gather(own, -own)
         told = exchange.call(call)
-        found[text] = (
+        found[f"{text} {words}"] = (
             torch.equal(first, all_tokens)
             and torch.equal(second, -all_tokens)
             and torch.equal(exchange.scatter(first), own)
             and torch.equal(told.mask, (whole % 2 == 0)[None, None, None])
-            and (told.text_length, told.spread) == (WORLD * words, False)
+            and (told.text_length, told.spread) == (words, False)
             and exchange.like(own).shape == all_tokens.shape
-            and HeadExchange.of(replace(call, text_length=None), len(mine), WORLD * image) == exchange
+            and HeadExchange.of(replace(call, text_length=None), own, image) == exchange
+            and exchange.suits(call, own)
+            and not exchange.suits(call, own[:, 1:])
         )
     return found
 
@@ -214,7 +225,6 @@ def _refused() -> dict[str, str | None]:
     for name, degrees, settings in (
         ("ring", RING, {"attention": "pisa"}),
         ("ring flashblock", RING, {"cache": "flashblock"}),
-        ("anything", {**ULYSSES, "ulysses_anything": True}, {"attention": "adaspa"}),
     ):
         with spread(pipe, **degrees):
             before = snapshot(pipe)

@@ -152,7 +152,7 @@ def put_into_blocks(
     batch, tokens = query.shape[:2]
     grid, words = moment.grid, call.text_length
     if exchange is not None:
-        tokens, words = exchange.tokens * exchange.ranks.size, exchange.words * exchange.ranks.size
+        tokens, words = exchange.all_tokens, exchange.all_words
     if grid is None or words is None or math.prod(grid) + words != tokens:
         raise NotInBlocks(f"the {tokens} tokens are not one grid of image tokens and {words or 0} of text")
     image = math.prod(grid)
@@ -187,13 +187,6 @@ def put_into_blocks(
         scale=call.scale,
         exchange=exchange,
     )
-
-
-def exchange_of(moment: Moment, query: Tensor, call: AttentionCall) -> HeadExchange | None:
-    """How a call gets all tokens of some heads; None where it has them, or cannot have them."""
-    if not call.spread or moment.grid is None or why_not_by_heads(call.parallel, query.shape[2]) is not None:
-        return None
-    return HeadExchange.of(call, query.shape[1], math.prod(moment.grid))
 
 
 def of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

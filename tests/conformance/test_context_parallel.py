@@ -26,6 +26,13 @@ JOBS = {
     "delta": Job("wan", {"cache": "delta"}),
     "delta of two streams": Job("qwenimage", {"cache": "delta"}),
     "tdc": Job("wan", {"cache": TDC}),
+    # Diffusers gathers an image of uneven parts in a way that gloo does not have.
+    "of a text in uneven parts": Job(
+        "flux",
+        {"attention": "adaspa", "density": 0.5, "recall": 0.4, "cache": TDC},
+        {"ulysses_degree": WORLD, "ulysses_anything": True},
+        {"max_sequence_length": 23},
+    ),
     "tdc in units": Job("flux", {"cache": {**TDC, "units": "blocks", "order": 0}}),
     "tdc by a probe, of two transformers": Job("wan22", {"cache": {**TDC, "units": "probe"}}),
     "mixed beside a cache": Job(
@@ -117,12 +124,11 @@ def test_what_cannot_be_is_refused_in_one_line(found: list[dict[str, Any]]) -> N
     place = "transformer.blocks.0.attn1 has its tokens spread over devices by context parallelism, and attention "
     ring = "methods need all of them: ring attention shows no process all of them: use ContextParallelConfig("
     assert refused["ring"] == refused["ring flashblock"] == f"{place}{ring}ulysses_degree=...) instead"
-    assert refused["anything"].startswith(f"{place}methods need all of them: ulysses_anything makes uneven parts: ")
     for name in ("flashblock", "mixed"):
         line = f"{name}: a calibration needs all tokens in one process, and context parallelism spreads those of "
         assert refused[f"calibrated {name}"] == f"{line}pipe.transformer over several: do it on a pipeline without it"
 
 
-@pytest.mark.parametrize("text", ["none", "prefix", "suffix"])
-def test_text_and_image_are_in_one_piece_each(text: str, found: list[dict[str, Any]]) -> None:
-    assert [each["exchange"][text] for each in found] == [True] * WORLD
+def test_text_and_image_are_in_one_piece_each(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert len(each["exchange"]) == 5 and all(each["exchange"].values()), each["exchange"]
