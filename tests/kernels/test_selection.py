@@ -200,7 +200,7 @@ def test_heads_that_are_apart_give_to_each_other_by_their_recalls() -> None:
     torch.testing.assert_close(head_recalls(mass, 0.2), torch.tensor([[1.0, 8 / 20, 1.0, 8 / 40]]))
     sizes = torch.full((1, 40), 64, dtype=torch.int32)
     sizes[0, 20:] = 0
-    assert head_recalls(mass, 0.2, sizes)[0, 1] == 4 / 20, "of the blocks that exist"
+    assert head_recalls(mass, 0.2, sizes)[0, 1].item() == pytest.approx(4 / 20), "of the blocks that exist"
     assert head_recalls(torch.zeros(1, 2, 3, 10), 0.2).tolist() == [[0.0, 0.0]]
     recalls = torch.cat([head_recalls(part, 0.2) for part in mass.split(2, 1)], 1)
     for part in mass.split(2, 1):

@@ -68,7 +68,7 @@ def test_numbers_of_parts_of_the_tokens_are_those_of_all() -> None:
 
     def seen(part: torch.Tensor) -> torch.Tensor:
         found, ran = torch.zeros(len(SEEN)), torch.zeros(len(ACTIVATIONS), dtype=torch.int64)
-        quantized_linear(part, quantize_nvfp4(weight), None, torch.ones(1), False, route, ran, found)
+        quantized_linear(part, quantize_nvfp4(weight), None, torch.tensor(1.0), False, route, ran, found)
         return found
 
     whole, halves = seen(x), [seen(half) for half in x.split(32)]
