@@ -14,6 +14,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+# What diffusers calls the hooks that split.
+_SPLITS = "cp_input---"
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -79,10 +82,6 @@ def given(module: nn.Module, name: str, value: Any) -> Any:
             if split is not None and not split.split_output:
                 value = hook._prepare_cp_input(value, split)
     return value
-
-
-# What diffusers calls such hooks.
-_SPLITS = "cp_input---"
 
 
 def part_of(number: int, ranks: Ranks) -> int:

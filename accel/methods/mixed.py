@@ -289,11 +289,11 @@ class MixedPrecision(Sparing):
         seen = torch.stack([self._module(each).seen for each in layers], 1)
         indices = [each.index for each in layers]
         if self._state.looking:
-            self._state.arriving.add(("ratios", indices), seen[[2, 5]].flatten(), self._state.ranks)
+            self._state.arriving.add(("ratios", indices), seen[2:6:3].flatten(), self._state.ranks)
         if self._measuring is not None and site.index in self._state.changes:
             self._measuring.add(layers, self._state.changes[site.index], seen[3])
         elif self._wants_errors(site.index):
-            self._state.arriving.add(("errors", indices), seen[[3, 6]].flatten(), self._state.ranks)
+            self._state.arriving.add(("errors", indices), seen[3:7:3].flatten(), self._state.ranks)
 
 
 def _change(statistics: list[float]) -> float:
