@@ -14,6 +14,7 @@ from accel.config import CONFIG_NAME, AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.methods.base import Context, Method, MethodConfig, registered
 from accel.methods.rules import Place, checked, remarks
+from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.families import families
 from accel.pipelines.sites import Denoiser, PipelineFacts, chunk_place, inspect_pipeline, token_grid, told_branch
 from accel.presets import PRESETS, preset
@@ -184,6 +185,7 @@ class Session:
             record = self._recorder.current
             if record is not None and record.grid is None:
                 record.grid = moment.grid
+                self._note_ranks(denoiser)
                 if self._facts.family.marks is not None:
                     record.planned = getattr(self._pipe, self._facts.family.marks.steps)
             self._board.wipe()
@@ -193,6 +195,13 @@ class Session:
             output = proceed(*args, **kwargs)
             self._recorder.call_ended(started)
             return output
+
+    def _note_ranks(self, denoiser: Denoiser) -> None:
+        ranks = sharing_tokens(denoiser.module)
+        if ranks is not None:
+            self._recorder.note(
+                f"context parallelism: rank {ranks.rank} of {ranks.size}; the figures are of its tokens and heads"
+            )
 
     def _grid(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, int] | None:
         facts = self._facts.family.grid

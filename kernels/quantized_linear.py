@@ -34,7 +34,15 @@ __all__ = [
 Activation = Literal["plain", "nvfp4", "int8"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # What `seen` holds, in this order.
-SEEN = ("largest int8 scale", "largest nvfp4 scale", "outlier ratio", "error", "largest magnitude")
+SEEN = (
+    "largest int8 scale",
+    "largest nvfp4 scale",
+    "outlier ratio",
+    "error",
+    "largest magnitude",
+    "mean magnitude",
+    "norm of the product",
+)
 # Compute capabilities whose tensor cores lost their integers.
 _WITHOUT_INT8 = (103, 110)
 # A rotation makes numbers up to 128 times as large, which float16 might not hold; powers of two are exact.
@@ -68,12 +76,13 @@ def quantized_linear(
         route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`; 1 to look for outliers, 2 for the largest
             magnitude as well, 0 for neither; and the place of a format whose error is to be measured, or -1.
         ran: int64 (formats,) on the CPU; that of the format grows by one.
-        seen: float32 (5,), on the device of x so that nobody waits for it; holds the largest scales so far that
+        seen: float32 (7,), on the device of x so that nobody waits for it; holds the largest scales so far that
             activations got in INT8 and in NVFP4 (NaN once one was not finite; 448 for NVFP4 where magnitudes may have
             been cut); where it was looked for, max|x| / mean|x|; where it was measured, |y' - y| / |y| with y the
             product of plain activations and y' that of activations in the format; and, where it was looked for, the
             largest magnitude so far, of rotated activations where they are rotated. NVFP4 is then measured with the
-            scale that fits this magnitude.
+            scale that fits this magnitude. Behind them stand mean|x| and |y|, by which the ratio and the error of parts
+            of the activations are those of all together.
 
     Returns:
         (..., outputs) in the dtype of x. Where activations are not finite, neither are their rows of the result; with
@@ -177,7 +186,8 @@ def _quantized_linear(
     rows = x.reshape(-1, x.shape[-1])
     if looks and rows.numel():
         magnitudes = rows.abs().float()
-        seen[2] = magnitudes.amax() / magnitudes.mean()
+        mean = magnitudes.mean()
+        seen[2], seen[5] = magnitudes.amax() / mean, mean
         if looks > 1:
             _raise_to(seen, 4, rotate(rows, dtype=torch.float32).abs() if rotated else magnitudes)
     weight = (codes, scales) if tensor_scale is None else (codes, scales, tensor_scale)
@@ -188,7 +198,8 @@ def _quantized_linear(
             multiply(activation, rows, weight, None, scale, rotated, unseen).float()
             for activation in ("plain", ACTIVATIONS[measured])
         )
-        seen[3] = (rounded - exact).norm() / exact.norm()
+        norm = exact.norm()
+        seen[3], seen[6] = (rounded - exact).norm() / norm, norm
     result = multiply(ACTIVATIONS[chosen], rows, weight, bias, activation_scale, rotated, seen)
     ran[chosen] += 1
     return result.view(*x.shape[:-1], codes.shape[0])

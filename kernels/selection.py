@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["head_budgets", "kept_number", "other_blocks", "threshold_blocks", "top_blocks"]
+__all__ = ["head_budgets", "head_recalls", "kept_number", "other_blocks", "threshold_blocks", "top_blocks"]
 
 _FIRST, _LAST = 2**31 - 1, -(2**31)
 
@@ -134,45 +134,66 @@ def kept_number(density: float, number_of_blocks: int) -> int:
     return min(number_of_blocks, max(1, math.floor(density * number_of_blocks + 0.5)))
 
 
-def head_budgets(mass: Tensor, density: float, recall: float = 0.8, sizes: Tensor | None = None) -> Tensor:
+def head_budgets(
+    mass: Tensor, density: float, recall: float = 0.8, sizes: Tensor | None = None, recalls: Tensor | None = None
+) -> Tensor:
     """Blocks per row for every head: heads whose attention is concentrated give to heads whose is not (AdaSpa 3.4).
 
-    Recall of a head is the share of its mass that its rows' k highest blocks hold, k = density * N. Of the heads above
-    the level `recall`, at most half of all, the n highest go down from k to k/2 (sparsity (1 + s)/2), and the n lowest
-    up to 3k/2 (sparsity (3s - 1)/2). Where k is odd the lower level is rounded up, and where 3k/2 exceeds N both
-    levels stay nearer to k, so that the mean over heads is always k exactly.
+    Of the heads whose recall, as `head_recalls` gives it, is above the level `recall`, at most half of all, the n
+    highest go down from k = density * N to k/2 (sparsity (1 + s)/2), and the n lowest up to 3k/2 (sparsity
+    (3s - 1)/2). Where k is odd the lower level is rounded up, and where 3k/2 exceeds N both levels stay nearer to k, so
+    that the mean over heads is always k exactly.
 
     Args:
         mass: (B, H, NQ, N) float32, as from `accel.kernels.block_mass`.
         density: fraction of the blocks kept in the mean over heads, in (0, 1].
         recall: the level, in 0..1.
         sizes: (B, N) or (1, N); N is then a batch's number of blocks of size above 0.
+        recalls: (B, H') float32, where the mass is that of some heads alone, of all that give to each other.
 
     Returns:
-        int64 (B, H), for `top_blocks`. Equal recalls go by the lower head.
+        int64 (B, H), or (B, H') where there are `recalls`, for `top_blocks`. Equal recalls go by the lower head.
 
     Raises:
         ValueError: density is not in (0, 1], or a shape does not fit.
     """
-    _require_scores("head_budgets", mass)
-    if not 0 < density <= 1:
-        raise ValueError(f"head_budgets takes a density above 0 and up to 1: density is {density}")
-    batch, heads, _, blocks = mass.shape
-    exists = _exists(mass, sizes).expand(batch, 1, 1, blocks)
-    number = exists.sum(-1)[:, 0]
-    kept = torch.minimum((number.double() * density + 0.5).floor().to(torch.int64).clamp(min=1), number)
-    held = torch.where(exists, mass.float(), 0.0)
-    # A batch with fewer blocks keeps fewer than `most`, which the comparison with its own number cuts off.
-    most = kept_number(density, blocks)
-    top = held.topk(most).values
-    within = torch.arange(most, device=mass.device) < kept[:, None, None]
-    share = torch.where(within, top, 0.0).sum((-2, -1)) / held.sum((-2, -1))
-    share = share.nan_to_num(0.0)
+    kept, number, _ = _kept("head_budgets", mass, density, sizes)
+    share = head_recalls(mass, density, sizes) if recalls is None else recalls
+    if share.ndim != 2 or share.shape[0] != mass.shape[0]:
+        raise ValueError(f"head_budgets takes recalls (B, H'): they have shape {tuple(share.shape)}")
+    heads = share.shape[1]
     movers = (share > recall).sum(-1, keepdim=True).clamp(max=heads // 2)
     order = share.sort(dim=-1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(heads, device=mass.device).expand_as(order))
     step = torch.minimum(kept // 2, number - kept)
     return kept - step * (rank < movers).long() + step * (rank >= heads - movers).long()
+
+
+def head_recalls(mass: Tensor, density: float, sizes: Tensor | None = None) -> Tensor:
+    """The share of a head's mass that the k = density * N highest blocks of its rows hold (AdaSpa 3.4), 0 without mass.
+
+    Arguments and errors are those of `head_budgets`; the result is float32 (B, H).
+    """
+    kept, _, exists = _kept("head_recalls", mass, density, sizes)
+    held = torch.where(exists, mass.float(), 0.0)
+    # A batch with fewer blocks keeps fewer than `most`, which the comparison with its own number cuts off.
+    most = kept_number(density, mass.shape[-1])
+    top = held.topk(most).values
+    within = torch.arange(most, device=mass.device) < kept[:, None, None]
+    share = torch.where(within, top, 0.0).sum((-2, -1)) / held.sum((-2, -1))
+    return share.nan_to_num(0.0)
+
+
+def _kept(name: str, mass: Tensor, density: float, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks kept of each batch and how many it has, both int64 (B, 1), and which exist, bool (B, 1, 1, N)."""
+    _require_scores(name, mass)
+    if not 0 < density <= 1:
+        raise ValueError(f"{name} takes a density above 0 and up to 1: density is {density}")
+    batch, _, _, blocks = mass.shape
+    exists = _exists(mass, sizes).expand(batch, 1, 1, blocks)
+    number = exists.sum(-1)[:, 0]
+    kept = torch.minimum((number.double() * density + 0.5).floor().to(torch.int64).clamp(min=1), number)
+    return kept, number, exists
 
 
 def _choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from accel.errors import AccelError
+from accel.pipelines.context_parallel import given, sharing_tokens
 from accel.pipelines.facts import AttentionSite, BlockStack, Chunks, Family, Guidance, TokenGrid
 from accel.pipelines.families import families
 
@@ -38,8 +40,11 @@ class BlockSite:
     ends_text: bool = False
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        """The streams among a call's arguments, each (batch, tokens, channels), in the order of the outputs."""
-        return tuple(self.argument(name, args, kwargs) for name in self.stack.streams)
+        """The streams among a call's arguments, each (batch, tokens, channels), in the order of the outputs.
+
+        Under context parallelism they are the part that this process computes, as in the outputs.
+        """
+        return tuple(given(self.module, name, self.argument(name, args, kwargs)) for name in self.stack.streams)
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a call gives to the parameter `name`, or None."""
@@ -184,6 +189,16 @@ def family_of(pipeline: type) -> tuple[Family, Guidance]:
         f"{pipeline.__name__} is of no family that Accel knows ({covered}); "
         "a family is added with one file in pipelines/families (see CONTRIBUTING.md)"
     )
+
+
+def require_all_tokens(what: str, denoisers: Iterable[Denoiser]) -> None:
+    """Raises `AccelError` where context parallelism spreads the tokens of a denoiser over processes."""
+    for denoiser in denoisers:
+        if sharing_tokens(denoiser.module) is not None:
+            raise AccelError(
+                f"{what} needs all tokens in one process, and context parallelism spreads those of "
+                f"pipe.{denoiser.name} over several: do it on a pipeline without it"
+            )
 
 
 def _check_class(name: str, module: nn.Module, family: Family) -> None:

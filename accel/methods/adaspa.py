@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.kernels.selection import head_budgets, kept_number, top_blocks
+from accel.kernels.selection import head_budgets, head_recalls, kept_number, top_blocks
 from accel.methods.base import Context, Keyword, MethodConfig, register
 from accel.methods.block_search import BlockSearch
 from accel.methods.needs import Brings, Slot
@@ -122,8 +122,16 @@ class AdaSpa(SparseAttention):
     def _choose(self, call: SparseCall, scores: Tensor, mass: Tensor) -> Blocks:
         if not self.config.head_adaptive:
             return highest_blocks(call, scores, self.config.density)
-        keep = head_budgets(mass[..., call.image], self.config.density, self.config.recall) + call.text_blocks
+        keep = self._budgets(call, mass[..., call.image]) + call.text_blocks
         # No head gets more than half as much again.
         widest = kept_number(self.config.density, call.image.stop - call.image.start) * 3 // 2
         widest += call.text.stop - call.text.start
         return top_blocks(scores, keep, always=call.always, sizes=call.sizes, width=widest)
+
+    def _budgets(self, call: SparseCall, mass: Tensor) -> Tensor:
+        """Blocks of the image for each head, (B, H); heads give to each other wherever they are computed."""
+        density, level, exchange = self.config.density, self.config.recall, call.exchange
+        if exchange is None:
+            return head_budgets(mass, density, level)
+        recalls = exchange.of_all_heads(head_recalls(mass, density))
+        return head_budgets(mass, density, level, recalls=recalls)[:, exchange.heads(recalls.shape[1])]

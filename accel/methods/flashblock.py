@@ -181,7 +181,8 @@ class FlashBlock(FlashBlockForm):
             if flags is None or all(flags):
                 return None
             if any(flags):
-                heads = torch.tensor(flags, device=call.query.device)
+                own = flags if call.exchange is None else flags[call.exchange.heads(len(flags))]
+                heads = torch.tensor(own, device=call.query.device)
                 part, others = self._residuals.others(call, kept.chosen, heads)
                 kept.renew(part, heads)
                 counts = counts + others

@@ -12,6 +12,8 @@ from accel.methods.base import Context, Method
 from accel.methods.fingerprint import fingerprint
 from accel.methods.flashblock_calibration import Calibration, Measurements
 from accel.methods.needs import Slot
+from accel.pipelines.context_parallel import sharing_tokens
+from accel.pipelines.sites import require_all_tokens
 from accel.runtime.clock import Moment
 from accel.runtime.memory import free_bytes
 
@@ -42,6 +44,7 @@ class FlashBlockForm(Method):
         """From now on computes everything, and collects what a calibration is made of."""
         if self.config.interval == 1 or self.config.calibration is not None:
             raise AccelError(f"{self.name}: a calibration is made without another, and at an interval above 1")
+        require_all_tokens(f"{self.name}: a calibration", self.context.facts.denoisers)
         self._measuring = Measurements(self.config.similarity, self.config.lse_drift)
         return self._measuring
 
@@ -73,13 +76,25 @@ class FlashBlockForm(Method):
     def require_room(self, nbytes: int, device: torch.device, what: str) -> None:
         """Raises `AccelError` where so many bytes, over all guidance branches, are more than may be held."""
         if self._limit is None:
-            free, given = free_bytes(device), self.config.memory_limit
-            self._limit = given * 1e9 if given is not None else math.inf if free is None else _FREE_SHARE * free
+            self._limit = self._most_bytes(device)
         if nbytes > self._limit:
             limit = f"memory_limit={self.config.memory_limit} allows"
             if self.config.memory_limit is None:
                 limit = f"half of the free memory, {self._limit / 1e9:.3g} GB, allows"
             raise AccelError(f"{self.name} would hold {nbytes / 1e9:.3g} GB, more than {limit}: {what}")
+
+    def _most_bytes(self, device: torch.device) -> float:
+        """What may be held; processes that share a run go by the least that one of them has free, and refuse alike."""
+        if self.config.memory_limit is not None:
+            return self.config.memory_limit * 1e9
+        free = free_bytes(device)
+        if free is None:
+            return math.inf
+        sharing = (sharing_tokens(denoiser.module) for denoiser in self.context.facts.denoisers)
+        ranks = next((each for each in sharing if each is not None), None)
+        if ranks is not None:
+            free = int(ranks.gathered(torch.tensor(free, device=device)).min())
+        return _FREE_SHARE * free
 
     def layers(self, moment: Moment) -> int:
         """How many attentions of the moment's denoiser are served."""

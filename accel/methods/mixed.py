@@ -23,6 +23,7 @@ from pydantic import Field
 from accel.errors import AccelError
 from accel.kernels.delta import compute_delta
 from accel.kernels.quantized_linear import Activation
+from accel.methods.arriving import Arriving, summed
 from accel.methods.base import Context, register
 from accel.methods.fingerprint import fingerprint
 from accel.methods.layer_choice import Layer
@@ -30,11 +31,12 @@ from accel.methods.precision_calibration import Calibration, Measurements
 from accel.methods.precision_rule import Rule, ShareRule, ThresholdRule, later_share
 from accel.methods.quantized_report import BITS
 from accel.methods.sensitive import Sparing, SparingConfig
-from accel.pipelines.sites import BlockSite, Denoiser
+from accel.pipelines.context_parallel import Ranks, sharing_tokens
+from accel.pipelines.sites import BlockSite, Denoiser, require_all_tokens
 from accel.runtime.clock import Moment
-from accel.runtime.readback import Readback
 from accel.runtime.recorder import RunRecord
 
+Measured = Literal["change", "errors", "ratios"]
 # As a setting names a format of activations.
 _ACTIVATIONS: dict[str, Activation] = {"nvfp4": "nvfp4", "int8": "int8", "16bit": "plain"}
 
@@ -98,22 +100,27 @@ class _State:
     errors: dict[int, float] = field(default_factory=dict)
     ratios: dict[int, float] = field(default_factory=dict)
     looking: bool = False
-    # On their way to the host: by block the change with its step, and the errors and ratios of some layers.
-    arriving: dict[int, tuple[int, Readback]] = field(default_factory=dict)
-    errors_arriving: list[tuple[list[int], Readback]] = field(default_factory=list)
-    ratios_arriving: list[tuple[list[int], Readback]] = field(default_factory=list)
+    # The processes that have the tokens among them.
+    ranks: Ranks | None = None
+    # By block, its change as last seen, and at which step.
+    seen: dict[int, tuple[int, float]] = field(default_factory=dict)
+    # On their way to the host: a block's change under its index and step, and the errors or ratios of some layers,
+    # with what they are relative to behind them.
+    arriving: Arriving[tuple[Measured, list[int]]] = field(default_factory=Arriving)
 
     def receive(self, *, any_age: bool) -> None:
         """Takes in what was measured: changes of the step before, or with `any_age` also of earlier ones."""
+        for (what, about), parts in self.arriving.take():
+            if what == "change":
+                block, step = about
+                self.seen[block] = step, _change(summed(parts))
+            elif what == "errors":
+                self.errors.update(zip(about, _together(parts, _quadratic_mean), strict=True))
+            else:
+                self.ratios.update(zip(about, _together(parts, _largest_to_mean), strict=True))
         self.changes = {
-            block: _change(back.tolist())
-            for block, (step, back) in self.arriving.items()
-            if any_age or step == self.step - 1
+            block: change for block, (step, change) in self.seen.items() if any_age or step == self.step - 1
         }
-        for known, arriving in ((self.errors, self.errors_arriving), (self.ratios, self.ratios_arriving)):
-            for layers, back in arriving:
-                known.update(zip(layers, back.tolist(), strict=True))
-            arriving.clear()
 
 
 @register(MixedPrecisionConfig)
@@ -146,6 +153,7 @@ class MixedPrecision(Sparing):
         """From now on gives all layers the high format, and collects what a calibration is made of."""
         if self._calibration is not None or self.config.threshold is not None:
             raise AccelError(f"{self.name}: a calibration is made without another, and without threshold")
+        require_all_tokens(f"{self.name}: a calibration", self.context.facts.denoisers)
         self._measuring = Measurements(self._low)
         return self._measuring
 
@@ -189,7 +197,8 @@ class MixedPrecision(Sparing):
     def start_call(self, moment: Moment) -> None:
         period = (moment.chunk, moment.denoiser)
         if period != self._state.period:
-            self._state = _State(period, self._make_rule(), moment.step)
+            ranks = sharing_tokens(next(d.module for d in self.context.facts.denoisers if d.name == moment.denoiser))
+            self._state = _State(period, self._make_rule(), moment.step, ranks=ranks)
         state = self._state
         if moment.step == state.step:
             return
@@ -279,23 +288,44 @@ class MixedPrecision(Sparing):
         statistics = [compute_delta(after, before)[1] for after, before in zip(outputs, inputs, strict=True)]
         # The streams of a block may lie on several devices.
         total = torch.stack([each.to(statistics[0].device) for each in statistics]).sum(0)
-        self._state.arriving[site.index] = step, Readback(total)
+        self._state.arriving.add(("change", [site.index, step]), total, self._state.ranks)
         if not layers:
             return
-        ratios, errors = torch.stack([self._module(each).seen[2:4] for each in layers]).unbind(1)
+        seen = torch.stack([self._module(each).seen for each in layers], 1)
         indices = [each.index for each in layers]
         if self._state.looking:
-            self._state.ratios_arriving.append((indices, Readback(ratios)))
+            self._state.arriving.add(("ratios", indices), seen[2:6:3].flatten(), self._state.ranks)
         if self._measuring is not None and site.index in self._state.changes:
-            self._measuring.add(layers, self._state.changes[site.index], errors)
+            self._measuring.add(layers, self._state.changes[site.index], seen[3])
         elif self._wants_errors(site.index):
-            self._state.errors_arriving.append((indices, Readback(errors)))
+            self._state.arriving.add(("errors", indices), seen[3:7:3].flatten(), self._state.ranks)
 
 
 def _change(statistics: list[float]) -> float:
     """Gamma from the statistics of `compute_delta`; NaN where it is not known."""
     squared, of_input, *_ = statistics
     return math.sqrt(squared / of_input) if of_input > 0 and squared >= 0 else math.nan
+
+
+def _together(parts: list[list[float]], joined: Callable[[list[tuple[float, float]]], float]) -> list[float]:
+    """The numbers of some layers, of which each process has sent its own and then what they are relative to."""
+    number = len(parts[0]) // 2
+    if len(parts) == 1:
+        return parts[0][:number]
+    return [joined([(part[place], part[number + place]) for part in parts]) for place in range(number)]
+
+
+def _quadratic_mean(parts: list[tuple[float, float]]) -> float:
+    """An error relative to a norm, of all parts of a product together."""
+    norm = sum(weight**2 for _, weight in parts)
+    return math.sqrt(sum((error * weight) ** 2 for error, weight in parts) / norm) if norm else math.nan
+
+
+def _largest_to_mean(parts: list[tuple[float, float]]) -> float:
+    """max|x| / mean|x| of parts of one size together. A NaN stays one, whichever part has it."""
+    mean = sum(weight for _, weight in parts) / len(parts)
+    largest = [ratio * weight for ratio, weight in parts]
+    return max(largest) / mean if mean and not any(map(math.isnan, largest)) else math.nan
 
 
 def _check(config: MixedPrecisionConfig) -> None:

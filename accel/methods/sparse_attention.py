@@ -5,6 +5,7 @@ A method decides for each call which key blocks every query block attends exactl
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +31,8 @@ from accel.methods.sparse_call import (
     text_lengths,
 )
 from accel.methods.token_order import ForwardOrder, dense_in_the_models_order
-from accel.pipelines.attention import AttentionCall
+from accel.pipelines.attention import AttentionCall, HeadExchange
+from accel.pipelines.context_parallel import why_not_by_heads
 from accel.pipelines.sites import BlockSite
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
@@ -62,6 +64,7 @@ class SparseAttention(Method):
         super().__init__(config, context)
         context.handover.attention = True
         self._padded: tuple[Tensor, Tensor] | None = None
+        self._exchange: tuple[Moment, HeadExchange] | None = None
         self._served: ServedAttention | None = None
 
     @abstractmethod
@@ -95,7 +98,7 @@ class SparseAttention(Method):
             self._served.start_run()
 
     def end_run(self) -> None:
-        self._padded = None
+        self._padded = self._exchange = None
 
     def _wanted(self, moment: Moment, depth: int) -> bool:
         """Whether a block at this depth is to be sparse."""
@@ -106,23 +109,26 @@ class SparseAttention(Method):
     ) -> Tensor:
         record, name = self.context.recorder, self.config.method
         layer = site.index if call.layer is None else call.layer
-        prior = self.context.handover.prior
+        prior, wanted = self.context.handover.prior, self._wanted(moment, site.depth)
+        exchange = self._exchange_of(moment, query, call) if wanted or prior is not None else None
         if prior is not None:
-            prior.expect(moment, query, self.config.density, self.config.block_size)
-        if not self._wanted(moment, site.depth):
+            whole = query if exchange is None else exchange.like(query)
+            prior.expect(moment, whole, self.config.density, self.config.block_size)
+        if not wanted:
             record.event(name, "dense", moment, layer)
             return self._dense(query, key, value, call)
         config, order = self.config, self.context.board.order
         try:
-            require_choice(moment, call, config.density, config.block_size)
+            require_choice(moment, call, query.shape[2], config.density, config.block_size)
             arrangement, sparse_call = put_into_blocks(
                 moment,
                 layer,
                 (query, key, value),
                 call,
-                self._text_lengths(call, query),
+                self._text_lengths(call, query, exchange),
                 config.block_size,
                 config.tiling != "none" and order is None,
+                exchange,
             )
         except NotInBlocks as reason:
             record.event(name, "dense", moment, layer)
@@ -141,7 +147,8 @@ class SparseAttention(Method):
         record.event(name, what, moment, layer)
         if counts is not None and what == "sparse":
             record.figure(name, "density", exact_share(sparse_call, counts))
-        return arrangement.restore(out)
+        out = arrangement.restore(out)
+        return out if exchange is None else exchange.scatter(out)
 
     def _dense(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         order = self.context.board.order
@@ -149,12 +156,23 @@ class SparseAttention(Method):
             return call.dense(query, key, value)
         return dense_in_the_models_order(order, query, key, value, call)
 
-    def _text_lengths(self, call: AttentionCall, query: Tensor) -> Tensor | None:
+    def _exchange_of(self, moment: Moment, query: Tensor, call: AttentionCall) -> HeadExchange | None:
+        """How a call gets all tokens of some heads; None where it has them, or cannot have them."""
+        if not call.spread or moment.grid is None or why_not_by_heads(call.parallel, query.shape[2]) is not None:
+            return None
+        # Made once for all blocks, because the processes may have to wait for each other.
+        if self._exchange is None or self._exchange[0] is not moment or not self._exchange[1].suits(call, query):
+            self._exchange = moment, HeadExchange.of(call, query, math.prod(moment.grid))
+        return self._exchange[1]
+
+    def _text_lengths(self, call: AttentionCall, query: Tensor, exchange: HeadExchange | None) -> Tensor | None:
         """What the mask leaves of the texts; asked once for all blocks, because it waits for the device."""
         mask = call.mask if call.text_mask is None else call.text_mask
         if mask is None:
             return None
         if self._padded is None or self._padded[0] is not mask:
+            if exchange is not None:
+                call, query = exchange.call(call), exchange.like(query)
             self._padded = mask, text_lengths(call, query.shape[1])
         return self._padded[1]
 

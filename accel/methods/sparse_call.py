@@ -20,7 +20,8 @@ from accel.kernels.block_statistics import BlockStatistics, block_means, block_s
 from accel.kernels.blocks import number_of_blocks
 from accel.kernels.selection import kept_number, top_blocks
 from accel.methods.handover import Prior
-from accel.pipelines.attention import AttentionCall
+from accel.pipelines.attention import AttentionCall, HeadExchange
+from accel.pipelines.context_parallel import why_not_by_heads
 from accel.runtime.clock import Moment
 
 Tail = Literal["hybrid", "zeroth", "none"]
@@ -43,6 +44,7 @@ class SparseCall:
         sizes: (1 or B, N) int32, the tokens that count in each block.
         image, text: which blocks are image and which are text, as slices of the blocks.
         prior: who adds the blocks that are not exact, where it is not a tail.
+        exchange: where several processes have the heads among them, how; the tensors have those of this process.
     """
 
     moment: Moment
@@ -57,6 +59,7 @@ class SparseCall:
     block_size: int
     scale: float | None
     prior: Prior | None = None
+    exchange: HeadExchange | None = None
 
     def rows(self, blocks: slice) -> slice:
         """The tokens of some blocks."""
@@ -138,14 +141,18 @@ def put_into_blocks(
     lengths: Tensor | None,
     block_size: int,
     tiling: bool,
+    exchange: HeadExchange | None = None,
 ) -> tuple[Arrangement, SparseCall]:
     """The query, key and value of a call in blocks of the moment's grid and of its text; or raises NotInBlocks.
 
     `lengths`: (B,), how many text tokens of each sample count; all where None.
+    `exchange`: how the tensors, which have all heads of some tokens, come to have all tokens of some heads.
     """
     query, key, value = of_one_dtype(tensors)
     batch, tokens = query.shape[:2]
     grid, words = moment.grid, call.text_length
+    if exchange is not None:
+        tokens, words = exchange.all_tokens, exchange.all_words
     if grid is None or words is None or math.prod(grid) + words != tokens:
         raise NotInBlocks(f"the {tokens} tokens are not one grid of image tokens and {words or 0} of text")
     image = math.prod(grid)
@@ -163,6 +170,8 @@ def put_into_blocks(
         sizes = arrangement.sizes.repeat(batch, 1)
     else:
         sizes = arrangement.with_text_lengths(lengths.expand(batch))
+    if exchange is not None:
+        query, key, value = exchange.gather(query, key, value)
     query, key, value = (arrangement.apply(tensor) for tensor in (query, key, value))
     return arrangement, SparseCall(
         moment=moment,
@@ -176,6 +185,7 @@ def put_into_blocks(
         always=arrangement.text_blocks if words else None,
         block_size=block_size,
         scale=call.scale,
+        exchange=exchange,
     )
 
 
@@ -192,10 +202,12 @@ def of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor
     return query, key, value
 
 
-def require_choice(moment: Moment, call: AttentionCall, density: float, block_size: int) -> None:
-    """Raises NotInBlocks where the call has a part of the tokens alone, or so few that all of their blocks are kept."""
-    if call.spread:
-        raise NotInBlocks("context parallelism spreads the tokens over devices, and blocks need all of them")
+def require_choice(moment: Moment, call: AttentionCall, heads: int, density: float, block_size: int) -> None:
+    """Raises NotInBlocks where the call, of so many heads, has a part of the tokens alone and cannot get the others, or
+    so few tokens that all of their blocks are kept."""
+    reason = why_not_by_heads(call.parallel, heads) if call.spread else None
+    if reason is not None:
+        raise NotInBlocks(f"context parallelism spreads the tokens over devices, and blocks need all of them: {reason}")
     blocks = 0 if moment.grid is None else number_of_blocks(math.prod(moment.grid), block_size)
     if blocks > 1 and kept_number(density, blocks) == blocks:
         raise NotInBlocks(f"density={density} of {blocks} blocks of {block_size} image tokens is all of them")

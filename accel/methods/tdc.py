@@ -19,14 +19,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from accel.methods.arriving import Arriving, summed
 from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
 from accel.methods.block_cache import BlockCache
 from accel.methods.block_deltas import Captured, Plan, Streams
 from accel.methods.drift import Drift, rate
 from accel.methods.held_delta import FLOAT8
+from accel.pipelines.context_parallel import Ranks, sharing_tokens
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
-from accel.runtime.readback import Readback
 from accel.runtime.recorder import RunRecord
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -108,7 +109,9 @@ class TemporalDeltaCache(BlockCache):
         self._branch = ""
         self._plans: list[Plan] = []
         self._drifts: dict[int, Drift] = {}
-        self._arriving: list[tuple[int, Readback, int | None]] = []
+        # Under the first block of a unit and the steps since its capture before.
+        self._arriving: Arriving[tuple[int, int | None]] = Arriving()
+        self._ranks: Ranks | None = None
 
     def plans(self, moment: Moment, denoiser: Denoiser, streams: Streams) -> Sequence[Plan]:
         period = (moment.chunk, moment.denoiser)
@@ -117,6 +120,7 @@ class TemporalDeltaCache(BlockCache):
             self._period = period
         if moment.step != self._step:
             self._step, self._branch = moment.step, moment.branch
+            self._ranks = sharing_tokens(denoiser.module)
             self._receive()
             layout = self._layout(denoiser, streams)
             if self.config.units == "probe" and len(layout) == 2:
@@ -129,21 +133,19 @@ class TemporalDeltaCache(BlockCache):
 
     def decide(self, moment: Moment, plan: Plan) -> Plan:
         """On the blocks behind the probe, whose change of this step has just been found."""
-        for _, statistics, gap in self._arriving:
-            self._drifts[plan.blocks[0]].rate = rate(statistics.tolist(), gap)
-        self._arriving.clear()
+        for (_, gap), parts in self._arriving.take():
+            self._drifts[plan.blocks[0]].rate = rate(summed(parts), gap)
         decided = self._plan(moment.step, plan.blocks)
         self._plans = [decided if known is plan else known for known in self._plans]
         return decided
 
     def measured(self, moment: Moment, captured: Captured) -> None:
         if moment.branch == self._branch:
-            self._arriving.append((captured.blocks[0], Readback(captured.statistics), captured.gap))
+            self._arriving.add((captured.blocks[0], captured.gap), captured.statistics, self._ranks)
 
     def _receive(self) -> None:
-        for unit, statistics, gap in self._arriving:
-            self._drifts.setdefault(unit, Drift(self.config.order)).computed(rate(statistics.tolist(), gap))
-        self._arriving.clear()
+        for (unit, gap), parts in self._arriving.take():
+            self._drifts.setdefault(unit, Drift(self.config.order)).computed(rate(summed(parts), gap))
 
     def _plan(self, step: int, blocks: range) -> Plan:
         config = self.config

@@ -16,12 +16,14 @@ from accel.pipelines.attention.call import Attend, AttentionCall, External, spre
 from accel.pipelines.attention.finding import AttentionModuleSite, find_attention, processor_for
 from accel.pipelines.attention.serving import serve, served, text_length
 from accel.pipelines.attention.stand_in import StandIn
+from accel.pipelines.attention.whole import HeadExchange
 
 __all__ = [
     "Attend",
     "AttentionCall",
     "AttentionModuleSite",
     "External",
+    "HeadExchange",
     "StandIn",
     "find_attention",
     "processor_for",

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
+from accel.pipelines.context_parallel import context_parallel
+
 Text = Literal["none", "prefix", "suffix"]
 
 
@@ -121,7 +123,7 @@ def _without_padding(query: Tensor, key: Tensor, value: Tensor, text_mask: Tenso
 
 def spread_over_devices(parallel: Any) -> bool:
     """Whether a processor's parallel configuration is one of context parallelism, which splits the tokens."""
-    return getattr(parallel, "context_parallel_config", None) is not None
+    return context_parallel(parallel) is not None
 
 
 # Gets query, key and value (B, S, H, D) after norms and rotation, and returns the output (B, S, H, D).

@@ -24,6 +24,7 @@ from accel.pipelines.attention.sd3 import SD3JointAttention
 from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
 from accel.pipelines.attention.wan import WanSelfAttention
+from accel.pipelines.context_parallel import why_not_by_heads
 from accel.pipelines.facts import AttentionSite
 from accel.pipelines.sites import BlockSite, Denoiser
 
@@ -119,10 +120,12 @@ def _form(site: AttentionModuleSite) -> type[StandIn]:
             f"{name} has the processor {found.__name__}, whose attention Accel cannot take over; "
             f"it takes over {own}: {remedy}"
         )
-    if spread_over_devices(getattr(processor, "_parallel_config", None)):
+    parallel, heads = getattr(processor, "_parallel_config", None), getattr(site.module, "heads", 0)
+    reason = why_not_by_heads(parallel, heads) if spread_over_devices(parallel) else None
+    if reason is not None:
         raise AccelError(
             f"{name} has its tokens spread over devices by context parallelism, and attention methods need all of "
-            "them: load the model without it"
+            f"them: {reason}"
         )
     reason = form.refusal(site.module)
     if reason is not None:

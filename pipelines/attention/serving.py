@@ -37,7 +37,8 @@ def served(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Te
     if serving is None:
         return call.dense(query, key, value)
     attend, text_length = serving
-    if call.text_length is None:
+    # Of tokens that are spread over processes, the block does not know how many of its own are text.
+    if call.text_length is None and not call.spread:
         call = replace(call, text_length=text_length)
     return attend(query, key, value, call)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from accel.kernels.selection import (
     head_budgets,
+    head_recalls,
     kept_number,
     other_blocks,
     threshold_blocks,
@@ -194,6 +195,18 @@ def test_concentrated_heads_give_to_the_others() -> None:
     assert head_budgets(concentrated([2]), 0.2).tolist() == [[8]]
 
 
+def test_heads_that_are_apart_give_to_each_other_by_their_recalls() -> None:
+    mass = concentrated([4, 20, 8, 40])
+    torch.testing.assert_close(head_recalls(mass, 0.2), torch.tensor([[1.0, 8 / 20, 1.0, 8 / 40]]))
+    sizes = torch.full((1, 40), 64, dtype=torch.int32)
+    sizes[0, 20:] = 0
+    assert head_recalls(mass, 0.2, sizes)[0, 1].item() == pytest.approx(4 / 20), "of the blocks that exist"
+    assert head_recalls(torch.zeros(1, 2, 3, 10), 0.2).tolist() == [[0.0, 0.0]]
+    recalls = torch.cat([head_recalls(part, 0.2) for part in mass.split(2, 1)], 1)
+    for part in mass.split(2, 1):
+        assert head_budgets(part, 0.2, recalls=recalls).tolist() == head_budgets(mass, 0.2).tolist()
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3, 7, 12])
 @pytest.mark.parametrize("blocks", [1, 2, 5, 40, 41])
 def test_the_mean_density_is_kept_exactly(heads: int, blocks: int) -> None:
@@ -238,6 +251,8 @@ def test_refusals() -> None:
     for density in (0.0, 1.5):
         with pytest.raises(ValueError, match="density above 0"):
             head_budgets(scores.abs(), density)
+    with pytest.raises(ValueError, match="takes recalls"):
+        head_budgets(scores.abs(), 0.5, recalls=torch.ones(7, 2))
 
 
 @pytest.mark.parametrize("number", [1, 7, 64])

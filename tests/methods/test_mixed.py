@@ -11,8 +11,11 @@ from torch import nn
 
 import accel
 from accel.errors import AccelError
+from accel.kernels.nvfp4 import quantize_nvfp4
+from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, quantized_linear
 from accel.measure.calibration import calibrate_mixed
 from accel.methods.layer_choice import Layer
+from accel.methods.mixed import _largest_to_mean, _quadratic_mean, _together
 from accel.methods.precision_calibration import Calibration
 from accel.methods.precision_rule import ShareRule, ThresholdRule
 from tests.methods.quantized import CASE, STEPS, enable, last, run
@@ -54,6 +57,28 @@ def test_what_is_not_known_takes_from_the_share() -> None:
     """Block 0 was skipped, the error of layer 2 is no number: three of the four go there, one to the largest error."""
     errors = {**dict.fromkeys(range(8), 0.1), 2: math.nan, 6: 0.2}
     assert ShareRule(0.5).high(layers(), {1: 0.5, 2: 0.5, 3: 0.5}, errors, 1) == {0, 1, 2, 6}
+
+
+def test_numbers_of_parts_of_the_tokens_are_those_of_all() -> None:
+    """As where several processes have a part each; one alone is taken as it is."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(64, 128, generator=generator), torch.randn(24, 128, generator=generator)
+    x[40:] *= 3
+    route = torch.tensor([ACTIVATIONS.index("plain"), 1, ACTIVATIONS.index("nvfp4")])
+
+    def seen(part: torch.Tensor) -> torch.Tensor:
+        found, ran = torch.zeros(len(SEEN)), torch.zeros(len(ACTIVATIONS), dtype=torch.int64)
+        quantized_linear(part, quantize_nvfp4(weight), None, torch.tensor(1.0), False, route, ran, found)
+        return found
+
+    whole, halves = seen(x), [seen(half) for half in x.split(32)]
+    for places, joined in (([2, 5], _largest_to_mean), ([3, 6], _quadratic_mean)):
+        parts = [half[places].tolist() for half in halves]
+        assert _together(parts, joined) == pytest.approx([whole[places[0]].item()], rel=1e-5)
+        assert _together(parts[:1], joined) == parts[0][:1] != _together(parts, joined)
+    assert math.isnan(_quadratic_mean([(0.5, 0.0), (0.5, 0.0)])), "nothing is no number"
+    assert math.isnan(_largest_to_mean([(2.0, 1.0), (math.nan, 1.0)]))
+    assert math.isnan(_largest_to_mean([(math.nan, 0.0), (math.nan, 0.0)]))
 
 
 @pytest.mark.parametrize(("target", "steps"), [(6.0, 6), (7.0, 3)])

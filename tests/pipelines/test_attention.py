@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ContextParallelConfig
+from diffusers.models._modeling_parallel import ParallelConfig
 from torch import Tensor
 
 from accel.errors import AccelError
@@ -212,13 +214,20 @@ def test_processors_without_a_backend_get_none() -> None:
     assert vars(processor.original).pop("_parallel_config") == "tensor parallel"
 
 
-def test_context_parallelism_is_refused() -> None:
-    class Config:
-        context_parallel_config = object()
-
+@pytest.mark.parametrize(
+    ("degrees", "reason"),
+    [
+        ({"ring_degree": 2}, "ring attention shows no process all of them"),
+        ({"ring_degree": 2, "ulysses_degree": 2}, "ring attention shows no process all of them"),
+        ({"ulysses_degree": 4}, "its 2 heads are not a multiple of ulysses_degree=4"),
+    ],
+)
+def test_context_parallelism_that_cannot_bring_tokens_together_is_refused(degrees: Any, reason: str) -> None:
     pipe: Any = TINY["wan"].build()
-    pipe.transformer.blocks[1].attn1.processor._parallel_config = Config()
-    with pytest.raises(AccelError, match=r"transformer\.blocks\.1\.attn1 has its tokens spread over devices"):
+    parallel = ParallelConfig(context_parallel_config=ContextParallelConfig(**degrees))
+    pipe.transformer.blocks[1].attn1.processor._parallel_config = parallel
+    place = r"transformer\.blocks\.1\.attn1 has its tokens spread over devices by context parallelism"
+    with pytest.raises(AccelError, match=rf"{place}, and attention methods need all of them: {reason}"):
         attention(pipe)
 
 
