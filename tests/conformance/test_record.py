@@ -36,7 +36,9 @@ def test_the_table_says_what_works_what_does_not_and_why() -> None:
     refused = cells["sana"]["pisa"]
     assert refused["state"] == "refused" and "attention" in refused["notes"][0]
     text = markdown(cells, STATE)
-    assert "| wan | works | not run |" in text and "**fails** [1]" in text and "1. acts: other bits" in text
+    assert "| wan | works | not run |" in text
+    (number,) = (row.partition(".")[0] for row in text.splitlines() if row.endswith(". acts: other bits"))
+    assert f"**fails** [{number}]" in text
 
 
 def test_a_run_leaves_out_what_passed_in_the_same_state(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
