@@ -13,6 +13,7 @@ from accel.errors import AccelError
 from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
+from accel.pipelines.attention.cogview4 import CogView4JointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
@@ -36,6 +37,7 @@ _FORMS: dict[str, type[StandIn]] = {
         HunyuanVideo15JointAttention,
         MochiJointAttention,
         CogVideoXJointAttention,
+        CogView4JointAttention,
         LTXSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,

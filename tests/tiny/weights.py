@@ -96,10 +96,12 @@ def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
 
     A bias b that queries and keys share adds b R(distance) b to each score, the most at distance zero; where the
     projections have no bias they share a part of their weights, and tokens see most those that are like them. The
-    families here that do not normalize their queries have no rotary positions either, and go without.
+    families here that do not normalize their queries have no rotary positions either, and go without. A norm without
+    weights cannot be sharpened.
     """
     if norm_q is not None:
-        norm_q.weight.mul_(SHARPNESS)
+        if norm_q.weight is not None:
+            norm_q.weight.mul_(SHARPNESS)
     elif to_q is not None:
         to_q.weight.mul_(SHARPNESS)
     if norm_q is None or to_q is None or to_k is None:
