@@ -25,7 +25,18 @@ from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
 FORMS = [
-    *("cogvideox", "cogview4", "dit", "flux", "flux2", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "qwenimage"),
+    *(
+        "cogvideox",
+        "cogview4",
+        "dit",
+        "flux",
+        "flux2",
+        "hunyuan_video",
+        "hunyuan_video15",
+        "ltx",
+        "mochi",
+        "qwenimage",
+    ),
     *("sd3_heun", "wan"),
 ]
 

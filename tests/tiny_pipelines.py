@@ -20,6 +20,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
 from tests.tiny import (
+    chroma,
     cogvideox_conditioned,
     cogview4,
     guided_twice,
@@ -253,7 +254,7 @@ _CASES = (
         joined=_DUAL_AND_SINGLE[1:],
     ),
     TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
-    *(TinyCase(**case) for case in cogview4.CASES),
+    *(TinyCase(**case) for module in (cogview4, chroma) for case in module.CASES),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

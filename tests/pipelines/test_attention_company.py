@@ -23,8 +23,8 @@ def compile_blocks(pipe: Any) -> None:
     if pipe.transformer._repeated_blocks:
         pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
     else:
-        for block in pipe.transformer.transformer_blocks:
-            block.compile(fullgraph=True, backend="eager")
+        for site in inspect_pipeline(pipe).denoisers[0].blocks:
+            site.module.compile(fullgraph=True, backend="eager")
 
 
 # Mochi's own attention asks each sample for its length, which no one graph holds.
