@@ -29,6 +29,7 @@ from tests.tiny import (
     image,
     joined,
     ltx,
+    lumina2,
     mochi,
     plain,
     skyreels,
@@ -254,7 +255,7 @@ _CASES = (
         joined=_DUAL_AND_SINGLE[1:],
     ),
     TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
-    *(TinyCase(**case) for module in (cogview4, chroma) for case in module.CASES),
+    *(TinyCase(**case) for module in (cogview4, chroma, lumina2) for case in module.CASES),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

@@ -18,6 +18,7 @@ from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
 from accel.pipelines.attention.ltx import LTXSelfAttention
+from accel.pipelines.attention.lumina2 import Lumina2JointAttention
 from accel.pipelines.attention.mochi import MochiJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
 from accel.pipelines.attention.qwenimage import QwenImageJointAttention
@@ -38,6 +39,7 @@ _FORMS: dict[str, type[StandIn]] = {
         MochiJointAttention,
         CogVideoXJointAttention,
         CogView4JointAttention,
+        Lumina2JointAttention,
         LTXSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,
