@@ -35,6 +35,7 @@ from tests.tiny import (
     skyreels,
     video,
     wan_conditioned,
+    z_image,
 )
 from tests.tiny.calls import GUIDED_VIDEO as _WAN
 from tests.tiny.calls import PROMPTED as _PROMPTED
@@ -255,7 +256,7 @@ _CASES = (
         joined=_DUAL_AND_SINGLE[1:],
     ),
     TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
-    *(TinyCase(**case) for module in (cogview4, chroma, lumina2) for case in module.CASES),
+    *(TinyCase(**case) for module in (cogview4, chroma, lumina2, z_image) for case in module.CASES),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

@@ -26,6 +26,7 @@ from accel.pipelines.attention.sd3 import SD3JointAttention
 from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
 from accel.pipelines.attention.wan import WanSelfAttention
+from accel.pipelines.attention.z_image import ZImageJointAttention
 from accel.pipelines.facts import AttentionSite
 from accel.pipelines.sites import BlockSite, Denoiser
 
@@ -40,6 +41,7 @@ _FORMS: dict[str, type[StandIn]] = {
         CogVideoXJointAttention,
         CogView4JointAttention,
         Lumina2JointAttention,
+        ZImageJointAttention,
         LTXSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,

@@ -12,6 +12,7 @@ from diffusers import (
     PixArtAlphaPipeline,
     QwenImageImg2ImgPipeline,
     StableDiffusion3Img2ImgPipeline,
+    ZImageImg2ImgPipeline,
 )
 from PIL import Image
 
@@ -125,6 +126,7 @@ OTHERS = {
     "qwenimage": QwenImageImg2ImgPipeline,
     "pixart": PixArtAlphaPipeline,
     "chroma": ChromaImg2ImgPipeline,
+    "z_image": ZImageImg2ImgPipeline,
 }
 
 
