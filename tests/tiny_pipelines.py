@@ -24,6 +24,7 @@ from tests.tiny import (
     cogvideox_conditioned,
     cogview4,
     guided_twice,
+    hidream,
     hunyuan15,
     hunyuan_conditioned,
     image,
@@ -256,7 +257,7 @@ _CASES = (
         joined=_DUAL_AND_SINGLE[1:],
     ),
     TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
-    *(TinyCase(**case) for module in (cogview4, chroma, lumina2, z_image) for case in module.CASES),
+    *(TinyCase(**case) for module in (cogview4, chroma, lumina2, z_image, hidream) for case in module.CASES),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}

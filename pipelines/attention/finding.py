@@ -16,6 +16,7 @@ from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.cogview4 import CogView4JointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
+from accel.pipelines.attention.hidream import HiDreamJointAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
 from accel.pipelines.attention.ltx import LTXSelfAttention
 from accel.pipelines.attention.lumina2 import Lumina2JointAttention
@@ -42,6 +43,7 @@ _FORMS: dict[str, type[StandIn]] = {
         CogView4JointAttention,
         Lumina2JointAttention,
         ZImageJointAttention,
+        HiDreamJointAttention,
         LTXSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,
