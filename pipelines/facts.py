@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Layout = Literal["BCTHW", "BTCHW", "BCHW", "BNC"]
+Layout = Literal["BCTHW", "BTCHW", "BCHW", "BC1HW", "BNC"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class AttentionSite:
     dispatched: bool
     # Keyword of the block's call that carries a key mask into this attention, if there is one.
     mask: str | None = None
+    # The same where the block makes a mask over pairs of tokens of it: the argument, (batch, tokens) of ones and zeros,
+    # whose product for a query and a key is added to their score.
+    added: str | None = None
     # Some blocks of the stack are without it, and have None in its place.
     optional: bool = False
 
@@ -48,6 +51,8 @@ class BlockStack:
     joined: bool = False
     # Attribute of the blocks that is true in one that returns None for the text, which nothing needs behind it.
     ends_text: str | None = None
+    # Streams that are parameters of another name.
+    named: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class TokenGrid:
     `patch` names the config fields that hold the patch size along (time, height, width); None stands for 1. With
     the layout "BNC" the pipeline has packed the tokens already: `ids` names the argument with a row (axis, h, w) each,
     `shapes` the one with the (time, height, width) of every image of each sample, which are one grid if there is one,
-    or `sizes` those with the numbers of tokens along (time, height, width).
+    or `sizes` those with the numbers of tokens along (time, height, width). A list of equal tensors is a batch of them.
     """
 
     layout: Layout
@@ -150,6 +155,8 @@ class Family:
     stacks: tuple[BlockStack, ...]
     text: Literal["prefix", "suffix", "cross", "none"]
     grid: TokenGrid
+    # What the transformer calls its arguments `hidden_states` and `timestep`, where it does not call them so.
+    named: dict[str, str] = field(default_factory=dict)
     # Attributes of the pipeline that hold a denoising transformer, in the order in which a run meets them.
     denoisers: tuple[str, ...] = ("transformer",)
     # Stacks that a transformer class has beside its main path, on the same tokens: attention there is served as in the

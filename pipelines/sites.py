@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -47,13 +47,14 @@ class BlockSite:
         return tuple(given(self.module, name, self.argument(name, args, kwargs)) for name in self.stack.streams)
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The value that a call gives to the parameter `name`, or None."""
-        return _argument(name, self.parameters, args, kwargs)
+        """The value that a call gives to the parameter or stream `name`, or None."""
+        return _argument(self.stack.named.get(name, name), self.parameters, args, kwargs)
 
     def with_argument(
         self, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call with another value for the parameter `name`, which the call gives."""
+        """The arguments of a call with another value for the parameter or stream `name`, which the call gives."""
+        name = self.stack.named.get(name, name)
         if name in kwargs:
             return args, {**kwargs, name: value}
         place = self.parameters.index(name)
@@ -77,16 +78,18 @@ class Denoiser:
     """A transformer of the pipeline that is called once or more in each step.
 
     `blocks` are those of the main path, in the order in which they run; `beside` are others on the same tokens.
+    `named`: as the family's.
     """
 
     name: str
     module: nn.Module
     blocks: tuple[BlockSite, ...]
     beside: tuple[BlockSite, ...] = ()
+    named: dict[str, str] = field(default_factory=dict)
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The value that a call gives to the parameter `name`, or None."""
-        return _argument(name, _parameters(self.module), args, kwargs)
+        """The value that a call gives to the argument `name`, or None."""
+        return _argument(self.named.get(name, name), _parameters(self.module), args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def inspect_denoiser(module: nn.Module) -> tuple[Family, Denoiser]:
 def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -> tuple[int, int, int] | None:
     """Tokens along (time, height, width) of one call of the denoiser, or None when the call does not tell."""
     hidden_states = denoiser.argument("hidden_states", args, kwargs)
+    if isinstance(hidden_states, list):
+        return _grid_of_list(grid, denoiser, hidden_states)
     if not isinstance(hidden_states, torch.Tensor):
         return None
     if grid.ids is not None:
@@ -153,9 +158,19 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         told = [denoiser.argument(name, args, kwargs) for name in grid.sizes]
         # A call that gives coordinates of every token gives no sizes.
         return None if None in told else (int(told[0]), int(told[1]), int(told[2]))
-    if hidden_states.ndim != len(grid.layout):
+    return _grid_of_shape(grid, denoiser, tuple(hidden_states.shape))
+
+
+def _grid_of_list(grid: TokenGrid, denoiser: Denoiser, samples: list[Any]) -> tuple[int, int, int] | None:
+    shapes = {tuple(sample.shape) if isinstance(sample, torch.Tensor) else None for sample in samples}
+    shape = shapes.pop() if len(shapes) == 1 else None
+    return None if shape is None else _grid_of_shape(grid, denoiser, (len(samples), *shape))
+
+
+def _grid_of_shape(grid: TokenGrid, denoiser: Denoiser, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    if len(shape) != len(grid.layout):
         return None
-    sizes = dict(zip(grid.layout, hidden_states.shape, strict=True))
+    sizes = dict(zip(grid.layout, shape, strict=True))
     config = denoiser.module.config
     patches = [config_value(config, name) for name in grid.patch]
     time, height, width = (-(-sizes.get(a, 1) // p) for a, p in zip("THW", patches, strict=True))
@@ -217,7 +232,7 @@ def _check_class(name: str, module: nn.Module, family: Family) -> None:
 def _denoiser(name: str, module: nn.Module, family: Family) -> Denoiser:
     blocks = _blocks(name, module, family, family.stacks)
     beside = _blocks(name, module, family, family.beside.get(type(module).__name__, ()), first=len(blocks))
-    return Denoiser(name, module, blocks, beside)
+    return Denoiser(name, module, blocks, beside, family.named)
 
 
 def _blocks(
@@ -233,12 +248,13 @@ def _blocks(
             )
         for position, block in enumerate(blocks):
             parameters = _parameters(block)
-            missing = [stream for stream in stack.streams if stream not in parameters]
+            streams = [stack.named.get(stream, stream) for stream in stack.streams]
+            missing = [stream for stream in streams if stream not in parameters]
             if type(block).__name__ not in stack.blocks or missing:
                 found = f"{type(block).__name__}({', '.join(parameters)})"
                 raise AccelError(
                     f"{name}.{stack.path}.{position} is {found}; the facts of the family {family.name} expect "
-                    f"{' or '.join(stack.blocks)} with {', '.join(stack.streams)}"
+                    f"{' or '.join(stack.blocks)} with {', '.join(streams)}"
                 )
             index, path = first + len(sites), f"{stack.path}.{position}"
             depth = index if stack.depths is None else getattr(module.config, stack.depths)[position]

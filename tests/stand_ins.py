@@ -25,8 +25,8 @@ from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
 FORMS = [
-    *("cogvideox", "dit", "flux", "flux2", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "qwenimage"),
-    *("sd3_heun", "wan"),
+    *("cogvideox", "cogview4", "dit", "flux", "flux2", "hidream", "hunyuan_video", "hunyuan_video15"),
+    *("ltx", "lumina2", "mochi", "qwenimage", "sd3_heun", "wan", "z_image"),
 ]
 
 

@@ -55,6 +55,13 @@ class Trial:
     """Arguments of the last call of a denoiser."""
 
 
+def head_size_and_heads(config: Any) -> tuple[int, int]:
+    """Under the names that families have for them."""
+    heads = config.get("num_attention_heads") or config["n_heads"]
+    width = config.get("hidden_size") or config.get("dim")
+    return (width // heads if width else config["attention_head_dim"]), heads
+
+
 def bound(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return inspect.signature(module.forward).bind(*args, **kwargs).arguments
 
@@ -81,7 +88,7 @@ def watched(trial: Trial) -> Iterator[None]:
     def block_hook(key: BlockKey) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             inputs = bound(module, args, kwargs)
-            before, text = inputs["hidden_states"], inputs.get("encoder_hidden_states")
+            before, text = inputs.get("hidden_states", inputs.get("x")), inputs.get("encoder_hidden_states")
             after, text_after = stream(output, before), stream(output, text)
             assert after is not None
             text_change = None if text is None or text_after is None else change(text_after, text)
@@ -134,7 +141,7 @@ def test_is_large_enough_and_calls_as_stated(trial: Trial) -> None:
         denoiser = getattr(trial.pipe, name)
         blocks = sum(len(getattr(denoiser, stack)) for stack in case.stacks)
         assert blocks >= 4 and blocks == sum(key[0] == name for key in trial.blocks)
-        assert denoiser.config.attention_head_dim == 64 and denoiser.config.num_attention_heads == 2
+        assert head_size_and_heads(denoiser.config) == (64, 2)
         assert not denoiser.training
         assert all(len(trial.blocks[key]) == case.forwards[name] for key in trial.blocks if key[0] == name)
 

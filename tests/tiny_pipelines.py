@@ -20,18 +20,23 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 
 from tests.tiny import (
+    chroma,
     cogvideox_conditioned,
+    cogview4,
     guided_twice,
+    hidream,
     hunyuan15,
     hunyuan_conditioned,
     image,
     joined,
     ltx,
+    lumina2,
     mochi,
     plain,
     skyreels,
     video,
     wan_conditioned,
+    z_image,
 )
 from tests.tiny.calls import GUIDED_VIDEO as _WAN
 from tests.tiny.calls import PROMPTED as _PROMPTED
@@ -92,7 +97,9 @@ class TinyCase:
         arguments["num_inference_steps"] = max(self.fewest_steps, arguments["num_inference_steps"])
         if hasattr(pipe, "guider"):
             pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guidance_scale"))
-        return torch.as_tensor(call(**arguments)[0])
+        # CogView4 with a picture to go by draws from the global stream.
+        with seeded(seed):
+            return torch.as_tensor(call(**arguments)[0])
 
 
 def add_lora(pipe: DiffusionPipeline, *, rank: int = 4, seed: int = 0, name: str = "tiny") -> None:
@@ -250,13 +257,14 @@ _CASES = (
         joined=_DUAL_AND_SINGLE[1:],
     ),
     TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
+    *(TinyCase(**case) for module in (cogview4, chroma, lumina2, z_image, hidream) for case in module.CASES),
 )
 
 TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
 
 KIN: dict[str, TinyCase] = {
     case["name"]: TinyCase(**case)
-    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, skyreels)
+    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, skyreels, cogview4)
     for case in module.KIN
 }
 """More pipelines of transformers that the others have: for a test of each instead of all tests."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accel.kernels.block_attention import dense_attention
 from accel.kernels.block_bits import lists_of, to_bits
 from accel.kernels.block_statistics import BlockStatistics
 from accel.methods.base import steps_in
@@ -111,9 +110,7 @@ class BlockSearch:
         layer = layers.get(call.layer)
         mean_key = None if statistics is None else statistics.mean_key
         if layer is None or not layer.fits(call):
-            out, lse = dense_attention(
-                call.query, call.key, call.value, block_size=call.block_size, sizes=call.sizes, scale=call.scale
-            )
+            out, lse = call.dense(slice(None))
             lse = lse[:, :, call.rows(call.image)].contiguous()
             return out, self._keep(layers, call, lse, choose, mean_key, due)
         if layer.searched < due and layer.lse is not None:

@@ -91,7 +91,7 @@ class Residuals:
         blocks, counts = other_blocks(*chosen, call.sizes.shape[1])
         if heads is not None:
             counts = torch.where(heads[:, None], counts, 0)
-        return call.over((blocks, counts)), counts
+        return call.over_rest((blocks, counts)), counts
 
     def refresh(self, call: SparseCall, chosen: Blocks) -> Tensor:
         """Attention of the image queries, all of it afresh; what the chosen blocks leave out is kept."""

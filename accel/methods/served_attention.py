@@ -13,6 +13,7 @@ from accel.errors import AccelWarning
 from accel.methods.base import Context
 from accel.pipelines.attention import (
     AttentionCall,
+    counting,
     find_attention,
     processor_for,
     serve,
@@ -62,5 +63,6 @@ class ServedAttention:
         moment = self._context.clock.now
         if moment is None:
             return proceed(*args, **kwargs)
-        with serve(partial(self._attend, moment, site), text_length(site, args, kwargs, moment.grid)):
+        words, marks = text_length(site, args, kwargs, moment.grid), counting(site, args, kwargs)
+        with serve(partial(self._attend, moment, site), words, marks):
             return proceed(*args, **kwargs)

@@ -167,7 +167,8 @@ class SparseAttention(Method):
 
     def _text_lengths(self, call: AttentionCall, query: Tensor, exchange: HeadExchange | None) -> Tensor | None:
         """What the mask leaves of the texts; asked once for all blocks, because it waits for the device."""
-        mask = call.mask if call.text_mask is None else call.text_mask
+        masks = (call.text_mask, call.counting, call.mask)
+        mask = next((mask for mask in masks if mask is not None), None)
         if mask is None:
             return None
         if self._padded is None or self._padded[0] is not mask:

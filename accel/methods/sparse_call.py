@@ -1,7 +1,7 @@
 """One sparse attention call: its tokens put into blocks, and what methods compute on them.
 
 Text queries are dense and text keys always exact. A mask must be the right padding of the text, before or behind the
-image, which is handled exactly; with any other the call is for diffusers.
+image, which is handled exactly, hidden or of less weight; with any other the call is for diffusers.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class SparseCall:
         query, key, value: (B, S, H, D) with text and image tokens in separate blocks.
         sizes: (1 or B, N) int32, the tokens that count in each block.
         image, text: which blocks are image and which are text, as slices of the blocks.
+        light: output and log-sum-exp, (B, S, H, D) and (B, H, S), of all queries over the keys that are not hidden but
+            weigh less, where there are such; to `sizes` they do not count.
         prior: who adds the blocks that are not exact, where it is not a tail.
         exchange: where several processes have the heads among them, how; the tensors have those of this process.
     """
@@ -58,6 +60,7 @@ class SparseCall:
     always: Tensor | None
     block_size: int
     scale: float | None
+    light: tuple[Tensor, Tensor] | None = None
     prior: Prior | None = None
     exchange: HeadExchange | None = None
 
@@ -99,13 +102,28 @@ class SparseCall:
         return self.beside_text(self.over(chosen, **given)[0])
 
     def over(self, chosen: Blocks, **given: Any) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp of the image queries over the chosen blocks, and what else is given to the softmax."""
+        """Output and log-sum-exp of the image queries over the chosen blocks, among which those of the text are, and
+        what else is given to the softmax."""
+        return self._beside_light(self.over_rest(chosen, **given), self.rows(self.image))
+
+    def over_rest(self, chosen: Blocks, **given: Any) -> tuple[Tensor, Tensor]:
+        """The same where those of the text are not among the blocks."""
         blocks, counts = chosen
         return block_attention(self.image_query, self.key, self.value, blocks, counts, **self._shared, **given)
 
     def dense(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of some queries over everything."""
-        return dense_attention(self.query[:, rows], self.key, self.value, **self._shared)
+        part = dense_attention(self.query[:, rows], self.key, self.value, **self._shared)
+        return self._beside_light(part, rows)
+
+    def _beside_light(self, part: tuple[Tensor, Tensor], rows: slice) -> tuple[Tensor, Tensor]:
+        """A part of the softmax of some queries, joined by that of the keys which weigh less."""
+        if self.light is None:
+            return part
+        (out, lse), (other, other_lse) = part, (self.light[0][:, rows], self.light[1][:, :, rows])
+        both = torch.logaddexp(lse, other_lse)
+        share, other_share = ((x - both).exp().transpose(1, 2)[..., None] for x in (lse, other_lse))
+        return (out * share + other * other_share).to(out.dtype), both
 
     def mass(self, lse: Tensor, mean_key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The share of attention that the image queries, whose log-sum-exp is (B, H, S_image), give to each block, and
@@ -172,6 +190,9 @@ def put_into_blocks(
         sizes = arrangement.with_text_lengths(lengths.expand(batch))
     if exchange is not None:
         query, key, value = exchange.gather(query, key, value)
+    light = None
+    if call.counting is not None and lengths is not None:
+        light = _light((arrangement.apply(query), key[:, :words], value[:, :words]), lengths, block_size, call.scale)
     query, key, value = (arrangement.apply(tensor) for tensor in (query, key, value))
     return arrangement, SparseCall(
         moment=moment,
@@ -186,7 +207,26 @@ def put_into_blocks(
         block_size=block_size,
         scale=call.scale,
         exchange=exchange,
+        light=light,
     )
+
+
+def _light(
+    tensors: tuple[Tensor, Tensor, Tensor], lengths: Tensor, block_size: int, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """What all queries, behind whose text the image stands, get from the padding of their text: for those that count
+    its scores are one lower than those of what counts, for queries of the padding itself they are not."""
+    query, key, value = tensors
+    words = key.shape[1]
+    # The padding stands at the end, and sizes count from the start.
+    starts = torch.arange(0, words, block_size, device=key.device)
+    padding = (words - lengths)[:, None].expand(len(key), 1)
+    sizes = (padding - starts).clamp(0, block_size).to(torch.int32)
+    key, value = key.flip(1), value.flip(1)
+    out, lse = dense_attention(query, key, value, block_size=block_size, sizes=sizes, scale=scale)
+    rows = torch.arange(query.shape[1], device=key.device)
+    counts = (rows < lengths[:, None]) | (rows >= words)
+    return out, lse - counts.to(lse.dtype)[:, None]
 
 
 def of_one_dtype(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,7 +257,14 @@ def text_lengths(call: AttentionCall, tokens: int) -> Tensor:
     """How many text tokens count in each sample, (B,) int32, where a mask hides the right padding of a text and no
     more; or raises NotInBlocks."""
     mask, words = call.mask, call.text_length or 0
-    if call.text_mask is not None:
+    if call.counting is not None:
+        counting = call.counting
+        if mask is None or not mask.is_floating_point() or counting.shape[1:] != (tokens,) or call.text != "prefix":
+            raise NotInBlocks("the mask is not the padding of a text before the image")
+        if not bool(((counting == 0) | (counting == 1)).all()):
+            raise NotInBlocks("the mask weighs tokens by other numbers than one and zero")
+        text, whole = counting[:, :words] == 1, counting[:, words:] == 1
+    elif call.text_mask is not None:
         text, whole = call.text_mask.bool(), None
     elif mask is None or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, tokens) or call.text == "none":
         raise NotInBlocks("the mask is not the padding of a text beside the image")

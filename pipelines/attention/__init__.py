@@ -14,7 +14,7 @@ Compiled blocks stay one graph for all sites, because the graph holds one operat
 
 from accel.pipelines.attention.call import Attend, AttentionCall, External, spread_over_devices
 from accel.pipelines.attention.finding import AttentionModuleSite, find_attention, processor_for
-from accel.pipelines.attention.serving import serve, served, text_length
+from accel.pipelines.attention.serving import counting, serve, served, text_length
 from accel.pipelines.attention.stand_in import StandIn
 from accel.pipelines.attention.whole import HeadExchange
 
@@ -25,6 +25,7 @@ __all__ = [
     "External",
     "HeadExchange",
     "StandIn",
+    "counting",
     "find_attention",
     "processor_for",
     "serve",

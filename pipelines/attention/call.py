@@ -42,6 +42,8 @@ class AttentionCall:
             all that count; the same object in all blocks of a call of the transformer.
         cut: how it does that: by leaving them out, sample by sample, with zeros for their output; or else by a mask
             over queries and keys.
+        counting: (B, tokens) of ones and zeros, of which `mask` is the product for each query and key: it is added to
+            the scores, so that keys of tokens that do not count weigh less, but are not hidden.
         dispatched: whether that is diffusers' dispatcher, with `backend` and `parallel`, or torch's own function.
         scale: what scores are multiplied by; None is 1/sqrt(head size).
         external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`;
@@ -57,6 +59,7 @@ class AttentionCall:
     dispatched: bool
     text_mask: Tensor | None = None
     cut: bool = False
+    counting: Tensor | None = None
     backend: Any = None
     parallel: Any = None
     scale: float | None = None
@@ -82,10 +85,16 @@ class AttentionCall:
         mask = self.mask if self.text_mask is None else _among_counting(self.text_mask, query.shape[1])
         if self.dispatched:
             return dispatch_attention_fn(
-                query, key, value, attn_mask=mask, backend=self.backend, parallel_config=self.parallel
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                scale=self.scale,
+                backend=self.backend,
+                parallel_config=self.parallel,
             )
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale).transpose(1, 2)
 
     def _behind(self, external: External, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Laid out in memory as there, heads before tokens, because matrix products may round by layout.

@@ -13,10 +13,13 @@ from accel.errors import AccelError
 from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
+from accel.pipelines.attention.cogview4 import CogView4JointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
+from accel.pipelines.attention.hidream import HiDreamJointAttention
 from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
 from accel.pipelines.attention.ltx import LTXSelfAttention
+from accel.pipelines.attention.lumina2 import Lumina2JointAttention
 from accel.pipelines.attention.mochi import MochiJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
 from accel.pipelines.attention.qwenimage import QwenImageJointAttention
@@ -24,6 +27,7 @@ from accel.pipelines.attention.sd3 import SD3JointAttention
 from accel.pipelines.attention.serving import served
 from accel.pipelines.attention.stand_in import StandIn
 from accel.pipelines.attention.wan import WanSelfAttention
+from accel.pipelines.attention.z_image import ZImageJointAttention
 from accel.pipelines.context_parallel import why_not_by_heads
 from accel.pipelines.facts import AttentionSite
 from accel.pipelines.sites import BlockSite, Denoiser
@@ -37,6 +41,10 @@ _FORMS: dict[str, type[StandIn]] = {
         HunyuanVideo15JointAttention,
         MochiJointAttention,
         CogVideoXJointAttention,
+        CogView4JointAttention,
+        Lumina2JointAttention,
+        ZImageJointAttention,
+        HiDreamJointAttention,
         LTXSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,

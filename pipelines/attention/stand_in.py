@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -75,11 +76,19 @@ class StandIn:
         """From now on computes as the original does, wherever somebody may have kept it."""
         self.attend = dense
 
-    def run(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, text_length: int | None) -> Tensor:
-        """Attention (B, S, H, D) through `attend`; the forms end in it."""
+    def run(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        text_length: int | None,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Attention (B, S, H, D) through `attend`; the forms end in it. `scale` is for those that give one."""
         if torch.compiler.is_compiling():
-            return _attend(query, key, value, mask, self._handle, text_length)
-        return self.attend(query, key, value, self.call(mask, text_length))
+            return _attend(query, key, value, mask, self._handle, text_length, scale)
+        return self.attend(query, key, value, replace(self.call(mask, text_length), scale=scale))
 
     def call(self, mask: Tensor | None, text_length: int | None) -> AttentionCall:
         """What `attend` is told."""
@@ -102,15 +111,27 @@ def _unchanged(original: Any) -> Any:
 
 @torch.library.custom_op("accel::attend", mutates_args=())
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, handle: Tensor, text_length: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    handle: Tensor,
+    text_length: int | None,
+    scale: float | None,
 ) -> Tensor:
     processor = _LIVE[int(handle)]
-    output = processor.attend(query, key, value, processor.call(mask, text_length))
+    output = processor.attend(query, key, value, replace(processor.call(mask, text_length), scale=scale))
     return output.contiguous()
 
 
 @_attend.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, handle: Tensor, text_length: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    handle: Tensor,
+    text_length: int | None,
+    scale: float | None,
 ) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))

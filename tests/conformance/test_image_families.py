@@ -7,7 +7,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from diffusers import PixArtAlphaPipeline, QwenImageImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
+from diffusers import (
+    ChromaImg2ImgPipeline,
+    PixArtAlphaPipeline,
+    QwenImageImg2ImgPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    ZImageImg2ImgPipeline,
+)
 from PIL import Image
 
 import accel
@@ -115,7 +121,13 @@ def test_linear_attention_refuses_what_works_on_softmax_attention(settings: dict
     assert snapshot(pipe) == before
 
 
-OTHERS = {"sd35": StableDiffusion3Img2ImgPipeline, "qwenimage": QwenImageImg2ImgPipeline, "pixart": PixArtAlphaPipeline}
+OTHERS = {
+    "sd35": StableDiffusion3Img2ImgPipeline,
+    "qwenimage": QwenImageImg2ImgPipeline,
+    "pixart": PixArtAlphaPipeline,
+    "chroma": ChromaImg2ImgPipeline,
+    "z_image": ZImageImg2ImgPipeline,
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)

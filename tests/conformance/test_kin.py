@@ -45,7 +45,9 @@ def test_acts_and_comes_off_without_a_trace(name: str) -> None:
     assert torch.equal(case.run(pipe), plain)
 
 
-@pytest.mark.parametrize("name", ["hunyuan_video", "hunyuan_video15", "ltx", "mochi", "skyreels_v2"])
+@pytest.mark.parametrize(
+    "name", ["chroma", "hunyuan_video", "hunyuan_video15", "ltx", "lumina2", "mochi", "skyreels_v2", "z_image"]
+)
 def test_a_search_computes_what_diffusers_computes(name: str) -> None:
     """A search is dense, in blocks: tokens, rotation and hidden text go where they belong."""
     case = TINY[name]

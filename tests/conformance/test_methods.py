@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -135,8 +136,11 @@ def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyC
         undo = []
 
         def stand_still(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            times = {name: torch.full_like(kwargs[name], 0.5) for name in ("timestep", "r_timestep") if name in kwargs}
-            return args, {**kwargs, **times}
+            parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+            given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+            names = ("timestep", "r_timestep", "timesteps", "t")
+            times = {name: torch.full_like(given[name], 0.5) for name in names if name in given}
+            return (), {**given, **times}
 
         controlnet = getattr(pipe, "controlnet", None)
         for module in [denoiser.module for denoiser in facts.denoisers] + ([controlnet] if controlnet else []):
@@ -146,7 +150,9 @@ def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyC
             def collect(module: Any, args: Any, output: Any, name: str = denoiser.name) -> None:
                 now = session._clock.now
                 if now is not None:  # A chunk that is done is kept, which is no step.
-                    outputs.setdefault((name, now.branch, now.chunk), []).append(output[0])
+                    (result, *_) = output
+                    whole = torch.stack(result) if isinstance(result, list) else result
+                    outputs.setdefault((name, now.branch, now.chunk), []).append(whole)
 
             undo.append(denoiser.module.register_forward_hook(collect).remove)
         step = pipe.scheduler.step

@@ -129,7 +129,8 @@ def test_attend_is_told_what_the_call_shows(name: str) -> None:
     (dispatched,) = {fact.dispatched for site in facts.denoisers[0].blocks for fact in site.attention}
     for place, (layer, call, shape) in enumerate(noted):
         assert shape == (batch, case.tokens + case.text_tokens, 2, 64)
-        assert (call.text, call.text_length, call.scale) == (text, case.text_tokens, None)
+        scale = 0.125 if name == "lumina2" else None
+        assert (call.text, call.text_length, call.scale) == (text, case.text_tokens, scale)
         assert (call.dispatched, call.layer) == (dispatched, layer)
         assert (call.text_mask is not None) == (name in ("hunyuan_video15", "mochi"))
         if call.text_mask is not None:

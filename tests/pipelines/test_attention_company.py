@@ -23,12 +23,12 @@ def compile_blocks(pipe: Any) -> None:
     if pipe.transformer._repeated_blocks:
         pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
     else:
-        for block in pipe.transformer.transformer_blocks:
-            block.compile(fullgraph=True, backend="eager")
+        for site in inspect_pipeline(pipe).denoisers[0].blocks:
+            site.module.compile(fullgraph=True, backend="eager")
 
 
-# Mochi's own attention asks each sample for its length, which no one graph holds.
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "mochi"])
+# Mochi's own attention asks each sample for its length, HiDream's experts for their tokens: no one graph holds that.
+@pytest.mark.parametrize("name", [name for name in FORMS if name not in ("hidream", "mochi")])
 def test_compiled_blocks_stay_one_graph_for_all_sites(name: str) -> None:
     case = TINY[name]
     pipe: Any = case.build()

@@ -57,8 +57,10 @@ def test_attention_sites_call_what_the_facts_say(name: str, monkeypatch: pytest.
     pipe = case.build()
     facts = inspect_pipeline(pipe)
     expected = {a.dispatched for site in facts.denoisers[0].blocks for a in site.attention}
-    transformer_module = importlib.import_module(type(pipe.transformer).__module__.replace("_vace", ""))
-    original = getattr(transformer_module, "dispatch_attention_fn", None)
+    first = facts.denoisers[0].blocks[0]
+    processor = first.module.get_submodule(first.attention[0].path).processor
+    module = importlib.import_module(type(processor).__module__)
+    original = getattr(module, "dispatch_attention_fn", None)
     dispatched = 0
 
     def counting(*args: object, **kwargs: object) -> object:
@@ -68,7 +70,7 @@ def test_attention_sites_call_what_the_facts_say(name: str, monkeypatch: pytest.
         return original(*args, **kwargs)
 
     if original is not None:
-        monkeypatch.setattr(transformer_module, "dispatch_attention_fn", counting)
+        monkeypatch.setattr(module, "dispatch_attention_fn", counting)
     case.run(pipe, num_inference_steps=2)
     assert expected == {dispatched > 0}
 

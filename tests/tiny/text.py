@@ -13,6 +13,7 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     LlamaTokenizer,
     Qwen2_5_VLConfig,
@@ -141,6 +142,10 @@ def llama_config(tokenizer: LlamaTokenizer, width: int) -> LlamaConfig:
 
 def llama_encoder(tokenizer: LlamaTokenizer, width: int) -> LlamaModel:
     return LlamaModel(llama_config(tokenizer, width))
+
+
+def llama_writer(tokenizer: LlamaTokenizer, width: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(llama_config(tokenizer, width))
 
 
 def qwen_vl_encoder(tokenizer: Qwen2Tokenizer, width: int) -> Qwen2_5_VLForConditionalGeneration:

@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 LIVENED = ("transformer", "transformer_2", "controlnet")
-QUERY_KEY_NORM = (("to_q", "to_k", "norm_q"), ("add_q_proj", "add_k_proj", "norm_added_q"))
+QUERY_KEY_NORM = (
+    ("to_q", "to_k", "norm_q"),
+    ("add_q_proj", "add_k_proj", "norm_added_q"),
+    ("to_q_t", "to_k_t", "q_rms_norm_t"),
+)
 SHARPNESS = 2.0
 """Factor on the attention scores, whose standard deviation would be about 1 otherwise."""
 SHARED_BIAS = 1.5
@@ -73,21 +78,25 @@ def liven(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     for module in model.modules():
         if isinstance(module, TimestepEmbedding):
-            _listen_slowly(module)
+            _listen_slowly(module.linear_1)
+        if isinstance(module, TimestepEmbedder):
+            _listen_slowly(module.mlp[0])
         for names in QUERY_KEY_NORM:
-            _focus(*(getattr(module, name, None) for name in names))
+            to_q, to_k, norm_q = (getattr(module, name, None) for name in names)
+            # HiDream's name for it.
+            _focus(to_q, to_k, getattr(module, "q_rms_norm", None) if norm_q is None and "to_q" in names else norm_q)
         if "pooled_projection_dim" not in model.config:
             _let_text_be_seen(*(getattr(module, name, None) for name in ("to_q", "add_q_proj", "add_k_proj")))
 
 
 @torch.no_grad()
-def _listen_slowly(embedder: TimestepEmbedding) -> None:
+def _listen_slowly(first: nn.Linear) -> None:
     """Fade the columns of fast sinusoids: two halves (cosines and sines), each of falling frequency."""
-    width = embedder.linear_1.in_features
+    width = first.in_features
     half = width // 2
     frequency = torch.exp(-math.log(10000) * torch.arange(half) / half).repeat(2)
     gain = 1 / (1 + (frequency / SLOW_FREQUENCY) ** 2)
-    embedder.linear_1.weight.mul_(gain * (width / gain.square().sum()).sqrt())
+    first.weight.mul_(gain * (width / gain.square().sum()).sqrt())
 
 
 @torch.no_grad()
@@ -96,16 +105,19 @@ def _focus(to_q: nn.Linear | None, to_k: nn.Linear | None, norm_q: Any) -> None:
 
     A bias b that queries and keys share adds b R(distance) b to each score, the most at distance zero; where the
     projections have no bias they share a part of their weights, and tokens see most those that are like them. The
-    families here that do not normalize their queries have no rotary positions either, and go without.
+    families here that do not normalize their queries have no rotary positions either, and go without. A norm without
+    weights cannot be sharpened.
     """
     if norm_q is not None:
-        norm_q.weight.mul_(SHARPNESS)
+        if norm_q.weight is not None:
+            norm_q.weight.mul_(SHARPNESS)
     elif to_q is not None:
         to_q.weight.mul_(SHARPNESS)
     if norm_q is None or to_q is None or to_k is None:
         return
     if to_q.bias is None:
-        to_k.weight.add_(to_q.weight).div_(math.sqrt(2))
+        # Grouped keys share what the first queries have.
+        to_k.weight.add_(to_q.weight[: len(to_k.weight)]).div_(math.sqrt(2))
     else:
         nn.init.normal_(to_q.bias, std=SHARED_BIAS)
         to_k.bias.copy_(to_q.bias)
