@@ -15,7 +15,15 @@ from accel.errors import AccelError, AccelWarning
 from accel.methods.base import Context, Method, MethodConfig, registered
 from accel.methods.rules import Place, checked, remarks
 from accel.pipelines.families import families
-from accel.pipelines.sites import Denoiser, PipelineFacts, chunk_place, inspect_pipeline, token_grid, told_branch
+from accel.pipelines.sites import (
+    Denoiser,
+    PipelineFacts,
+    check_guider,
+    chunk_place,
+    inspect_pipeline,
+    token_grid,
+    told_branch,
+)
 from accel.presets import PRESETS, preset
 from accel.reporting.run_report import Summary, summarize
 from accel.runtime.board import Board
@@ -126,6 +134,7 @@ class Session:
         return watch_calls(self._pipe, marks, self._start_run, self._end_run, owner=self)
 
     def _start_run(self, num_steps: int) -> None:
+        check_guider(self._pipe, self._facts)
         displaced = self._displaced()
         self._outside_before = self._recorder.outside_calls
         device = torch.device(getattr(self._pipe, "_execution_device", "cpu"))

@@ -11,6 +11,19 @@ from typing import Literal
 
 Layout = Literal["BCTHW", "BTCHW", "BCHW", "BNC"]
 
+# Guiders of diffusers that call the transformer as it is, once for each branch.
+PLAIN_GUIDERS = (
+    "ClassifierFreeGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "TangentialClassifierFreeGuidance",
+    "AdaptiveProjectedGuidance",
+    "AdaptiveProjectedMixGuidance",
+    "FrequencyDecoupledGuidance",
+    "MagnitudeAwareGuidance",
+)
+# And those that leave out some layers for one branch, alike in all steps.
+SKIPPING_GUIDERS = ("SkipLayerGuidance", "AutoGuidance")
+
 
 @dataclass(frozen=True)
 class AttentionSite:
@@ -170,8 +183,7 @@ class Family:
     per_token_timesteps: bool = False
     # Where the pipelines generate chunk by chunk.
     chunks: Chunks | None = None
-    # Classes of `pipe.guider` that call the transformer as it is, once for each branch; others change its layers for
-    # some. Empty where the pipelines have none.
+    # Classes of `pipe.guider` that can be followed (see `accel.pipelines.guiders`); empty where pipelines have none.
     guiders: tuple[str, ...] = ()
     # None where the pipelines' bars tell.
     marks: CallMarks | None = None

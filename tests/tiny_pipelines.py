@@ -28,6 +28,7 @@ from tests.tiny import (
     joined,
     ltx,
     mochi,
+    motif,
     plain,
     skyreels,
     video,
@@ -67,6 +68,8 @@ class TinyCase:
     """Pixels by which the height can be made less, where it can be chosen."""
     joined: tuple[str, ...] = ()
     """Stacks whose blocks are given image and text as one stream."""
+    decoding: int = 0
+    """How many of the blocks, the last ones, are given the video that the others made in the place of the text."""
     fewest_steps: int = 1
     """The pipeline fails with fewer; `run` takes no fewer."""
 
@@ -74,6 +77,11 @@ class TinyCase:
     def lengths(self) -> set[int]:
         """Video or image tokens that a call of a denoiser may have."""
         return {self.tokens // self.chunks[0] * frames for frames in self.chunks} or {self.tokens}
+
+    @property
+    def text_lengths(self) -> set[int]:
+        """Tokens that blocks may find in the place of the text."""
+        return {self.text_tokens, self.tokens} if self.decoding else {self.text_tokens}
 
     @property
     def steps(self) -> int:
@@ -204,6 +212,7 @@ _CASES = (
     *(TinyCase(**case) for case in hunyuan15.CASES),
     *(TinyCase(**case) for case in ltx.CASES),
     *(TinyCase(**case) for case in mochi.CASES),
+    *(TinyCase(**case) for case in motif.CASES),
     *(TinyCase(**case) for case in skyreels.CASES),
     TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
     TinyCase(
@@ -256,7 +265,7 @@ TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
 
 KIN: dict[str, TinyCase] = {
     case["name"]: TinyCase(**case)
-    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, skyreels)
+    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, motif, skyreels)
     for case in module.KIN
 }
 """More pipelines of transformers that the others have: for a test of each instead of all tests."""

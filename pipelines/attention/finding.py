@@ -15,7 +15,11 @@ from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
-from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
+from accel.pipelines.attention.hunyuan_video import (
+    HunyuanVideo15JointAttention,
+    HunyuanVideoJointAttention,
+    MotifVideoJointAttention,
+)
 from accel.pipelines.attention.ltx import LTXSelfAttention
 from accel.pipelines.attention.mochi import MochiJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
@@ -34,6 +38,7 @@ _FORMS: dict[str, type[StandIn]] = {
         FluxJointAttention,
         HunyuanVideoJointAttention,
         HunyuanVideo15JointAttention,
+        MotifVideoJointAttention,
         MochiJointAttention,
         CogVideoXJointAttention,
         LTXSelfAttention,
