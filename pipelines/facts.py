@@ -31,10 +31,11 @@ class AttentionSite:
 
     `kind`: "self" and "joint" attend to the tokens of the call (and its text), "cross" to a text, "chunk" to the tokens
     of the call and to kept keys and values of the chunks before, "linear" to those of the call without a softmax.
+    "cross" also attends to another stream, and "other" among tokens that are none of the image or video, such as sound.
     """
 
     path: str
-    kind: Literal["self", "cross", "joint", "chunk", "linear"]
+    kind: Literal["self", "cross", "joint", "chunk", "linear", "other"]
     processor: str
     # Whether the processor calls diffusers' `dispatch_attention_fn`, or scaled_dot_product_attention itself.
     dispatched: bool
@@ -42,6 +43,11 @@ class AttentionSite:
     mask: str | None = None
     # Some blocks of the stack are without it, and have None in its place.
     optional: bool = False
+
+    @property
+    def among_tokens(self) -> bool:
+        """Whether it attends among the tokens of the image or video."""
+        return self.kind not in ("cross", "other")
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,14 @@ class Guidance:
     `named`: whether the pipeline tells the branch through the transformer's `cache_context`.
     `told_by`: arguments of the transformer that make a call which is given one a branch of its own beside those of
     `order`, and the branch's name.
+    `further`: branches that the pipeline may call and name beside those of `order`, as its user asks.
     """
 
     form: Literal["separate", "batched", "distilled"]
     order: tuple[str, ...]
     named: bool
     told_by: dict[str, str] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

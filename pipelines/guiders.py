@@ -58,7 +58,7 @@ def _why_not_skipped(guider: Any, denoiser: nn.Module) -> str | None:
     for config in getattr(guider, _SKIPPING[type(guider).__name__]):
         if not math.isclose(config.dropout, 1.0):
             return f"with dropout={config.dropout} it drops outputs at random, in each step others"
-        if config.skip_attention_scores or (config.skip_attention != config.skip_ff and config.skip_attention):
+        if config.skip_attention_scores or (config.skip_attention and not config.skip_ff):
             return _BY_PROCESSOR
         unknown = _unknown_to_diffusers(denoiser, config) if config.skip_attention else None
         if unknown is not None:

@@ -25,8 +25,8 @@ from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
 FORMS = [
-    *("cogvideox", "dit", "flux", "flux2", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "motif_video"),
-    *("qwenimage", "sd3_heun", "wan"),
+    *("cogvideox", "dit", "flux", "flux2", "hunyuan_video", "hunyuan_video15", "ltx", "ltx2", "mochi"),
+    *("motif_video", "qwenimage", "sd3_heun", "wan"),
 ]
 
 

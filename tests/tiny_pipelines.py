@@ -27,6 +27,7 @@ from tests.tiny import (
     image,
     joined,
     ltx,
+    ltx2,
     mochi,
     motif,
     plain,
@@ -211,6 +212,7 @@ _CASES = (
     *(TinyCase(**case) for case in hunyuan_conditioned.CASES),
     *(TinyCase(**case) for case in hunyuan15.CASES),
     *(TinyCase(**case) for case in ltx.CASES),
+    *(TinyCase(**case) for case in ltx2.CASES),
     *(TinyCase(**case) for case in mochi.CASES),
     *(TinyCase(**case) for case in motif.CASES),
     *(TinyCase(**case) for case in skyreels.CASES),
@@ -265,7 +267,7 @@ TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
 
 KIN: dict[str, TinyCase] = {
     case["name"]: TinyCase(**case)
-    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, motif, skyreels)
+    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, ltx2, motif, skyreels)
     for case in module.KIN
 }
 """More pipelines of transformers that the others have: for a test of each instead of all tests."""

@@ -21,6 +21,7 @@ from accel.pipelines.attention.hunyuan_video import (
     MotifVideoJointAttention,
 )
 from accel.pipelines.attention.ltx import LTXSelfAttention
+from accel.pipelines.attention.ltx2 import LTX2PerturbedSelfAttention, LTX2SelfAttention
 from accel.pipelines.attention.mochi import MochiJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
 from accel.pipelines.attention.qwenimage import QwenImageJointAttention
@@ -42,6 +43,8 @@ _FORMS: dict[str, type[StandIn]] = {
         MochiJointAttention,
         CogVideoXJointAttention,
         LTXSelfAttention,
+        LTX2SelfAttention,
+        LTX2PerturbedSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,
         Flux2JointAttention,
@@ -85,7 +88,9 @@ class AttentionModuleSite:
 
 
 def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
-    """The attentions of all blocks, the main path first, in the order of the blocks; cross-attentions are left out.
+    """The attentions of all blocks, the main path first, in the order of the blocks.
+
+    Those to a text, and of a stream that is none of the image or video, are left out.
 
     Raises `AccelError` where a module's processor is none that a form of this package computes as.
     """
@@ -93,7 +98,7 @@ def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
     further = itertools.count(len(blocks))
     sites = []
     for block in blocks:
-        for place, fact in enumerate(fact for fact in block.attention if fact.kind != "cross"):
+        for place, fact in enumerate(fact for fact in block.attention if fact.among_tokens):
             module = block.module.get_submodule(fact.path)
             layer = block.index if place == 0 else next(further)
             sites.append(AttentionModuleSite(denoiser.name, block, f"{block.path}.{fact.path}", module, fact, layer))

@@ -135,8 +135,8 @@ def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyC
         undo = []
 
         def stand_still(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            times = {name: torch.full_like(kwargs[name], 0.5) for name in ("timestep", "r_timestep") if name in kwargs}
-            return args, {**kwargs, **times}
+            names = [name for name in ("timestep", "r_timestep", "sigma") if name in kwargs]
+            return args, {**kwargs, **{name: torch.full_like(kwargs[name], 0.5) for name in names}}
 
         controlnet = getattr(pipe, "controlnet", None)
         for module in [denoiser.module for denoiser in facts.denoisers] + ([controlnet] if controlnet else []):
