@@ -37,6 +37,7 @@ def guided(pipe: Any, family: Family, guidance: Guidance, denoiser: nn.Module) -
         return guidance
     guider: Any = getattr(pipe, "guider", None)
     name = type(guider).__name__
+    reason: str | None
     if name not in family.guiders:
         reason = _REFUSED.get(name, "it may change layers of the transformer for some of its branches")
     else:

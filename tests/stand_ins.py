@@ -25,7 +25,7 @@ from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
 FORMS = [
-    *("cogvideox", "dit", "flux", "flux2", "hunyuan_video", "hunyuan_video15", "ltx", "ltx2", "mochi"),
+    *("cogvideox", "cosmos2_v2w", "dit", "flux", "flux2", "hunyuan_video", "hunyuan_video15", "ltx", "ltx2", "mochi"),
     *("motif_video", "qwenimage", "sd3_heun", "wan"),
 ]
 

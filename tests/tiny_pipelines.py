@@ -21,6 +21,7 @@ from peft import LoraConfig
 
 from tests.tiny import (
     cogvideox_conditioned,
+    cosmos,
     guided_twice,
     hunyuan15,
     hunyuan_conditioned,
@@ -72,7 +73,7 @@ class TinyCase:
     decoding: int = 0
     """How many of the blocks, the last ones, are given the video that the others made in the place of the text."""
     fewest_steps: int = 1
-    """The pipeline fails with fewer; `run` takes no fewer."""
+    """The pipeline fails with fewer, or does nothing; `run` takes no fewer."""
 
     @property
     def lengths(self) -> set[int]:
@@ -182,6 +183,7 @@ _CASES = (
         text_tokens=TEXT_TOKENS,
     ),
     *(TinyCase(**case) for case in cogvideox_conditioned.CASES),
+    *(TinyCase(**case) for case in cosmos.CASES),
     TinyCase(
         "hunyuan_video",
         "hunyuan_video",
@@ -267,7 +269,16 @@ TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
 
 KIN: dict[str, TinyCase] = {
     case["name"]: TinyCase(**case)
-    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, ltx2, motif, skyreels)
+    for module in (
+        wan_conditioned,
+        cogvideox_conditioned,
+        cosmos,
+        hunyuan_conditioned,
+        hunyuan15,
+        ltx2,
+        motif,
+        skyreels,
+    )
     for case in module.KIN
 }
 """More pipelines of transformers that the others have: for a test of each instead of all tests."""

@@ -13,6 +13,7 @@ from accel.errors import AccelError
 from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
+from accel.pipelines.attention.cosmos import CosmosSelfAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
 from accel.pipelines.attention.hunyuan_video import (
@@ -42,6 +43,7 @@ _FORMS: dict[str, type[StandIn]] = {
         MotifVideoJointAttention,
         MochiJointAttention,
         CogVideoXJointAttention,
+        CosmosSelfAttention,
         LTXSelfAttention,
         LTX2SelfAttention,
         LTX2PerturbedSelfAttention,

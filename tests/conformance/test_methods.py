@@ -127,16 +127,23 @@ def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
 def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyCase, pipe: Any) -> None:
     """On a step that reuses, too, and where the parent adds hints or residuals between the blocks.
 
-    The scheduler is made to stand still, so that every step of a branch asks the denoiser for the same.
+    The scheduler is made to stand still, so that every step of a branch asks the denoiser for the same; where the
+    pipeline scales its latents by the noise of the step, they are those of the first.
     """
     outputs: dict[tuple[str, str, int], list[torch.Tensor]] = {}
+    first_asked: dict[Any, torch.Tensor] = {}
     facts = inspect_pipeline(pipe)
     with accel.enable(pipe, **method.active) as session:
         undo = []
 
         def stand_still(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             names = [name for name in ("timestep", "r_timestep", "sigma") if name in kwargs]
-            return args, {**kwargs, **{name: torch.full_like(kwargs[name], 0.5) for name in names}}
+            same = {name: torch.full_like(kwargs[name], 0.5) for name in names}
+            now = session._clock.now
+            if now is not None and "hidden_states" in kwargs:
+                place = (id(module), now.branch, now.chunk)
+                same["hidden_states"] = first_asked.setdefault(place, kwargs["hidden_states"])
+            return args, {**kwargs, **same}
 
         controlnet = getattr(pipe, "controlnet", None)
         for module in [denoiser.module for denoiser in facts.denoisers] + ([controlnet] if controlnet else []):

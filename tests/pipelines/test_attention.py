@@ -203,7 +203,7 @@ def test_parameters_are_those_of_the_original(path: str) -> None:
 
 
 def test_processors_without_a_backend_get_none() -> None:
-    for name in ("cogvideox", "dit", "sd3_heun"):
+    for name in ("cogvideox", "cosmos2_v2w", "dit", "sd3_heun"):
         processor = processor_for(attention(built(name)[0])[0])
         assert not hasattr(processor, "_attention_backend")
         assert not hasattr(processor, "_parallel_config")

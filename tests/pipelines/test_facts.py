@@ -107,7 +107,7 @@ def test_what_binds_the_order_of_tokens_exists_in_diffusers(family: Family) -> N
             # All that the blocks get besides are the streams, what is per sample, and masks.
             assert bool(wanted) == bool(free.arguments)
             # Those of the sound are not of the video's tokens.
-            tables = {name for name in parameters if "rotary" in name or "freqs" in name}
+            tables = {name for name in parameters if any(word in name for word in ("rotary", "freqs", "pos_emb"))}
             tables -= {name for name in tables if "audio" in name}
             assert tables == wanted
 
