@@ -11,6 +11,7 @@ FAMILY = Family(
     transformers=("CosmosTransformer3DModel",),
     pipelines={
         "CosmosTextToWorldPipeline": _SEPARATE,
+        "CosmosVideoToWorldPipeline": _SEPARATE,
         "Cosmos2VideoToWorldPipeline": _SEPARATE,
     },
     stacks=(

@@ -14,6 +14,7 @@ from diffusers import (
     Cosmos2VideoToWorldPipeline,
     CosmosTextToWorldPipeline,
     CosmosTransformer3DModel,
+    CosmosVideoToWorldPipeline,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
@@ -88,9 +89,7 @@ def cosmos2_v2w() -> Cosmos2VideoToWorldPipeline:
     return Cosmos2VideoToWorldPipeline(**parts, transformer=transformer, safety_checker=Unguarded())
 
 
-@tiny
-def cosmos() -> CosmosTextToWorldPipeline:
-    """One timestep for all tokens, and a learned position that every block adds."""
+def _first(in_channels: int) -> dict[str, Any]:
     tokenizer = text.t5_tokenizer()
     vae = AutoencoderKLCosmos(
         latent_channels=CHANNELS,
@@ -105,14 +104,26 @@ def cosmos() -> CosmosTextToWorldPipeline:
     scheduler = EDMEulerScheduler(
         sigma_min=0.002, sigma_max=80, sigma_data=0.5, prediction_type="epsilon", final_sigmas_type="sigma_min"
     )
-    return CosmosTextToWorldPipeline(
-        text_encoder=text.t5_encoder(tokenizer, TEXT_WIDTH),
-        tokenizer=tokenizer,
-        transformer=_transformer(CHANNELS, in_channels=CHANNELS),
-        vae=vae,
-        scheduler=scheduler,
-        safety_checker=Unguarded(),
-    )
+    return {
+        "text_encoder": text.t5_encoder(tokenizer, TEXT_WIDTH),
+        "tokenizer": tokenizer,
+        "transformer": _transformer(CHANNELS, in_channels=in_channels),
+        "vae": vae,
+        "scheduler": scheduler,
+        "safety_checker": Unguarded(),
+    }
+
+
+@tiny
+def cosmos() -> CosmosTextToWorldPipeline:
+    """One timestep for all tokens, and a learned position that every block adds."""
+    return CosmosTextToWorldPipeline(**_first(CHANNELS))
+
+
+@tiny
+def cosmos_v2w() -> CosmosVideoToWorldPipeline:
+    """The given frame gets noise of its own in each of the two calls, which the timestep alone tells to be one step."""
+    return CosmosVideoToWorldPipeline(**_first(CHANNELS + 1))
 
 
 _SHARED: dict[str, Any] = {
@@ -133,12 +144,10 @@ CASES: tuple[dict[str, Any], ...] = (
     },
 )
 
+_FIRST = {**_SHARED, "tokens": 512}
+_CALL = {**GUIDED_VIDEO, "height": 128, "width": 128}
+
 KIN: tuple[dict[str, Any], ...] = (
-    {
-        **_SHARED,
-        "name": "cosmos",
-        "build": cosmos,
-        "call": {**GUIDED_VIDEO, "height": 128, "width": 128},
-        "tokens": 512,
-    },
+    {**_FIRST, "name": "cosmos", "build": cosmos, "call": _CALL},
+    {**_FIRST, "name": "cosmos_v2w", "build": cosmos_v2w, "call": {**_CALL, "image": noise(1, 3, 128, 128)}},
 )
