@@ -16,7 +16,15 @@ from accel.methods.base import Context, Method, MethodConfig, registered
 from accel.methods.rules import Place, checked, remarks
 from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.families import families
-from accel.pipelines.sites import Denoiser, PipelineFacts, chunk_place, inspect_pipeline, token_grid, told_branch
+from accel.pipelines.sites import (
+    Denoiser,
+    PipelineFacts,
+    check_guider,
+    chunk_place,
+    inspect_pipeline,
+    token_grid,
+    told_branch,
+)
 from accel.presets import PRESETS, preset
 from accel.reporting.run_report import Summary, summarize
 from accel.runtime.board import Board
@@ -127,6 +135,7 @@ class Session:
         return watch_calls(self._pipe, marks, self._start_run, self._end_run, owner=self)
 
     def _start_run(self, num_steps: int) -> None:
+        check_guider(self._pipe, self._facts)
         displaced = self._displaced()
         self._outside_before = self._recorder.outside_calls
         device = torch.device(getattr(self._pipe, "_execution_device", "cpu"))

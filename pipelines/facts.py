@@ -11,6 +11,19 @@ from typing import Literal
 
 Layout = Literal["BCTHW", "BTCHW", "BCHW", "BC1HW", "BNC"]
 
+# Guiders of diffusers that call the transformer as it is, once for each branch.
+PLAIN_GUIDERS = (
+    "ClassifierFreeGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "TangentialClassifierFreeGuidance",
+    "AdaptiveProjectedGuidance",
+    "AdaptiveProjectedMixGuidance",
+    "FrequencyDecoupledGuidance",
+    "MagnitudeAwareGuidance",
+)
+# And those that leave out some layers for one branch, alike in all steps.
+SKIPPING_GUIDERS = ("SkipLayerGuidance", "AutoGuidance")
+
 
 @dataclass(frozen=True)
 class AttentionSite:
@@ -18,10 +31,11 @@ class AttentionSite:
 
     `kind`: "self" and "joint" attend to the tokens of the call (and its text), "cross" to a text, "chunk" to the tokens
     of the call and to kept keys and values of the chunks before, "linear" to those of the call without a softmax.
+    "cross" also attends to another stream, and "other" among tokens that are none of the image or video, such as sound.
     """
 
     path: str
-    kind: Literal["self", "cross", "joint", "chunk", "linear"]
+    kind: Literal["self", "cross", "joint", "chunk", "linear", "other"]
     processor: str
     # Whether the processor calls diffusers' `dispatch_attention_fn`, or scaled_dot_product_attention itself.
     dispatched: bool
@@ -32,6 +46,11 @@ class AttentionSite:
     added: str | None = None
     # Some blocks of the stack are without it, and have None in its place.
     optional: bool = False
+
+    @property
+    def among_tokens(self) -> bool:
+        """Whether it attends among the tokens of the image or video."""
+        return self.kind not in ("cross", "other")
 
 
 @dataclass(frozen=True)
@@ -65,12 +84,14 @@ class Guidance:
     `named`: whether the pipeline tells the branch through the transformer's `cache_context`.
     `told_by`: arguments of the transformer that make a call which is given one a branch of its own beside those of
     `order`, and the branch's name.
+    `further`: branches that the pipeline may call and name beside those of `order`, as its user asks.
     """
 
     form: Literal["separate", "batched", "distilled"]
     order: tuple[str, ...]
     named: bool
     told_by: dict[str, str] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,8 +198,7 @@ class Family:
     per_token_timesteps: bool = False
     # Where the pipelines generate chunk by chunk.
     chunks: Chunks | None = None
-    # Classes of `pipe.guider` that call the transformer as it is, once for each branch; others change its layers for
-    # some. Empty where the pipelines have none.
+    # Classes of `pipe.guider` that can be followed (see `accel.pipelines.guiders`); empty where pipelines have none.
     guiders: tuple[str, ...] = ()
     # None where the pipelines' bars tell.
     marks: CallMarks | None = None

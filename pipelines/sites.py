@@ -16,6 +16,7 @@ from accel.errors import AccelError
 from accel.pipelines.context_parallel import given, sharing_tokens
 from accel.pipelines.facts import AttentionSite, BlockStack, Chunks, Family, Guidance, TokenGrid
 from accel.pipelines.families import families
+from accel.pipelines.guiders import guided
 
 # What blocks call the text, where it is a stream of theirs.
 TEXT_STREAM = "encoder_hidden_states"
@@ -112,14 +113,20 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():
         _check_class(f"pipe.{name}", module, family)
-    guider = type(getattr(pipe, "guider", None)).__name__
-    if family.guiders and guider not in family.guiders:
-        raise AccelError(
-            f"pipe.guider is a {guider}, which may change layers of the transformer for some of its branches: "
-            f"use {', '.join(family.guiders[:-1])} or {family.guiders[-1]}"
-        )
+    guidance = guided(pipe, family, guidance, next(iter(present.values())))
     denoisers = tuple(_denoiser(name, module, family) for name, module in present.items())
     return PipelineFacts(family, guidance, denoisers)
+
+
+def check_guider(pipe: Any, facts: PipelineFacts) -> None:
+    """Raises `AccelError` where the pipeline has got a guider since that cannot be followed or has other branches."""
+    if facts.family.guiders:
+        _, guidance = family_of(type(pipe))
+        if guided(pipe, facts.family, guidance, facts.denoisers[0].module) != facts.guidance:
+            raise AccelError(
+                f"pipe.guider was replaced after enable by a {type(pipe.guider).__name__}, which has other branches: "
+                "call accel.disable(pipe) and enable again"
+            )
 
 
 def inspect_denoiser(module: nn.Module) -> tuple[Family, Denoiser]:

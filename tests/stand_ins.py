@@ -25,8 +25,8 @@ from tests.tiny_pipelines import TINY, TinyCase
 
 # One pipeline for each form of attention.
 FORMS = [
-    *("cogvideox", "cogview4", "dit", "flux", "flux2", "hidream", "hunyuan_video", "hunyuan_video15"),
-    *("ltx", "lumina2", "mochi", "qwenimage", "sd3_heun", "wan", "z_image"),
+    *("cogvideox", "cogview4", "cosmos2_v2w", "dit", "flux", "flux2", "hidream", "hunyuan_video", "hunyuan_video15"),
+    *("ltx", "ltx2", "lumina2", "mochi", "motif_video", "qwenimage", "sd3_heun", "wan", "z_image"),
 ]
 
 

@@ -23,6 +23,7 @@ from tests.tiny import (
     chroma,
     cogvideox_conditioned,
     cogview4,
+    cosmos,
     guided_twice,
     hidream,
     hunyuan15,
@@ -30,8 +31,10 @@ from tests.tiny import (
     image,
     joined,
     ltx,
+    ltx2,
     lumina2,
     mochi,
+    motif,
     plain,
     skyreels,
     video,
@@ -72,13 +75,20 @@ class TinyCase:
     """Pixels by which the height can be made less, where it can be chosen."""
     joined: tuple[str, ...] = ()
     """Stacks whose blocks are given image and text as one stream."""
+    decoding: int = 0
+    """How many of the blocks, the last ones, are given the video that the others made in the place of the text."""
     fewest_steps: int = 1
-    """The pipeline fails with fewer; `run` takes no fewer."""
+    """The pipeline fails with fewer, or does nothing; `run` takes no fewer."""
 
     @property
     def lengths(self) -> set[int]:
         """Video or image tokens that a call of a denoiser may have."""
         return {self.tokens // self.chunks[0] * frames for frames in self.chunks} or {self.tokens}
+
+    @property
+    def text_lengths(self) -> set[int]:
+        """Tokens that blocks may find in the place of the text."""
+        return {self.text_tokens, self.tokens} if self.decoding else {self.text_tokens}
 
     @property
     def steps(self) -> int:
@@ -180,6 +190,7 @@ _CASES = (
         text_tokens=TEXT_TOKENS,
     ),
     *(TinyCase(**case) for case in cogvideox_conditioned.CASES),
+    *(TinyCase(**case) for case in cosmos.CASES),
     TinyCase(
         "hunyuan_video",
         "hunyuan_video",
@@ -210,7 +221,9 @@ _CASES = (
     *(TinyCase(**case) for case in hunyuan_conditioned.CASES),
     *(TinyCase(**case) for case in hunyuan15.CASES),
     *(TinyCase(**case) for case in ltx.CASES),
+    *(TinyCase(**case) for case in ltx2.CASES),
     *(TinyCase(**case) for case in mochi.CASES),
+    *(TinyCase(**case) for case in motif.CASES),
     *(TinyCase(**case) for case in skyreels.CASES),
     TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
     TinyCase(
@@ -264,7 +277,17 @@ TINY: dict[str, TinyCase] = {case.name: case for case in _CASES}
 
 KIN: dict[str, TinyCase] = {
     case["name"]: TinyCase(**case)
-    for module in (wan_conditioned, cogvideox_conditioned, hunyuan_conditioned, hunyuan15, skyreels, cogview4)
+    for module in (
+        wan_conditioned,
+        cogvideox_conditioned,
+        cogview4,
+        cosmos,
+        hunyuan_conditioned,
+        hunyuan15,
+        ltx2,
+        motif,
+        skyreels,
+    )
     for case in module.KIN
 }
 """More pipelines of transformers that the others have: for a test of each instead of all tests."""

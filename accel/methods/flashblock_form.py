@@ -100,7 +100,7 @@ class FlashBlockForm(Method):
         """How many attentions of the moment's denoiser are served."""
         denoiser = next(found for found in self.context.facts.denoisers if found.name == moment.denoiser)
         blocks = (*denoiser.blocks, *denoiser.beside)
-        return sum(fact.kind != "cross" for block in blocks for fact in block.attention)
+        return sum(fact.among_tokens for block in blocks for fact in block.attention)
 
     @property
     def rule(self) -> str:

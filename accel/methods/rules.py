@@ -59,7 +59,7 @@ class Place:
         """Of the attentions among image tokens."""
         beside = itertools.chain.from_iterable(self.family.beside.values())
         stacks = (*self.family.stacks, *beside)
-        return {site.kind for stack in stacks for site in stack.attention if site.kind != "cross"}
+        return {site.kind for stack in stacks for site in stack.attention if site.among_tokens}
 
     @classmethod
     def of(cls, facts: PipelineFacts) -> Place:

@@ -184,7 +184,8 @@ class TemporalDeltaCache(BlockCache):
 
     def _bytes_of_a_unit(self, streams: Streams) -> int:
         config = self.config
-        branches = len(self.context.facts.guidance.order) if self.context.facts.guidance.form == "separate" else 1
+        guidance = self.context.facts.guidance
+        branches = (len(guidance.order) if guidance.form == "separate" else 1) + len(guidance.further)
         size = {"model": None, "bfloat16": 2, "float8": 1}[config.delta_dtype]
         total = 0
         for stream in streams:

@@ -14,11 +14,17 @@ from accel.pipelines.attention.anyflow_far import AnyFlowChunkAttention
 from accel.pipelines.attention.call import Attend, spread_over_devices
 from accel.pipelines.attention.cogvideox import CogVideoXJointAttention
 from accel.pipelines.attention.cogview4 import CogView4JointAttention
+from accel.pipelines.attention.cosmos import CosmosSelfAttention
 from accel.pipelines.attention.flux import FluxJointAttention
 from accel.pipelines.attention.flux2 import Flux2JointAttention, Flux2ParallelAttention
 from accel.pipelines.attention.hidream import HiDreamJointAttention
-from accel.pipelines.attention.hunyuan_video import HunyuanVideo15JointAttention, HunyuanVideoJointAttention
+from accel.pipelines.attention.hunyuan_video import (
+    HunyuanVideo15JointAttention,
+    HunyuanVideoJointAttention,
+    MotifVideoJointAttention,
+)
 from accel.pipelines.attention.ltx import LTXSelfAttention
+from accel.pipelines.attention.ltx2 import LTX2PerturbedSelfAttention, LTX2SelfAttention
 from accel.pipelines.attention.lumina2 import Lumina2JointAttention
 from accel.pipelines.attention.mochi import MochiJointAttention
 from accel.pipelines.attention.plain import PlainSelfAttention
@@ -39,13 +45,17 @@ _FORMS: dict[str, type[StandIn]] = {
         FluxJointAttention,
         HunyuanVideoJointAttention,
         HunyuanVideo15JointAttention,
+        MotifVideoJointAttention,
         MochiJointAttention,
         CogVideoXJointAttention,
         CogView4JointAttention,
         Lumina2JointAttention,
         ZImageJointAttention,
         HiDreamJointAttention,
+        CosmosSelfAttention,
         LTXSelfAttention,
+        LTX2SelfAttention,
+        LTX2PerturbedSelfAttention,
         PlainSelfAttention,
         SD3JointAttention,
         Flux2JointAttention,
@@ -89,7 +99,9 @@ class AttentionModuleSite:
 
 
 def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
-    """The attentions of all blocks, the main path first, in the order of the blocks; cross-attentions are left out.
+    """The attentions of all blocks, the main path first, in the order of the blocks.
+
+    Those to a text, and of a stream that is none of the image or video, are left out.
 
     Raises `AccelError` where a module's processor is none that a form of this package computes as.
     """
@@ -97,7 +109,7 @@ def find_attention(denoiser: Denoiser) -> list[AttentionModuleSite]:
     further = itertools.count(len(blocks))
     sites = []
     for block in blocks:
-        for place, fact in enumerate(fact for fact in block.attention if fact.kind != "cross"):
+        for place, fact in enumerate(fact for fact in block.attention if fact.among_tokens):
             module = block.module.get_submodule(fact.path)
             layer = block.index if place == 0 else next(further)
             sites.append(AttentionModuleSite(denoiser.name, block, f"{block.path}.{fact.path}", module, fact, layer))

@@ -1,4 +1,4 @@
-"""Joint attention of HunyuanVideo and 1.5: text behind the video, rotation of the video alone, padded text hidden."""
+"""Joint attention of HunyuanVideo, 1.5 and MotifVideo: text behind the video, video alone rotated, padding hidden."""
 
 from __future__ import annotations
 
@@ -67,6 +67,24 @@ class HunyuanVideo15JointAttention(HunyuanVideoJointAttention):
 
     def call(self, mask: Tensor | None, text_length: int | None) -> AttentionCall:
         return replace(super().call(None, text_length), text_mask=mask)
+
+
+class MotifVideoJointAttention(HunyuanVideoJointAttention):
+    """Stands in for `MotifVideoAttnProcessor2_0`, which computes the same; its blocks always have a text."""
+
+    originals = ("diffusers.models.transformers.transformer_motif_video:MotifVideoAttnProcessor2_0",)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        if encoder_hidden_states is None:
+            return self.original(attn, hidden_states, None, attention_mask, image_rotary_emb)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:

@@ -99,8 +99,9 @@ class StandIn:
             text_length,
             mask,
             dispatched=True,
-            backend=self.original._attention_backend,
-            parallel=self.original._parallel_config,
+            # Cosmos's go to the dispatcher without a choice of their own.
+            backend=getattr(self.original, "_attention_backend", None),
+            parallel=getattr(self.original, "_parallel_config", None),
             layer=self.layer,
         )
 

@@ -1,6 +1,16 @@
 """HunyuanVideo 1.5, text or image to video."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+from accel.pipelines.facts import (
+    PLAIN_GUIDERS,
+    SKIPPING_GUIDERS,
+    AttentionSite,
+    BlockStack,
+    Family,
+    FreeOrder,
+    Guidance,
+    TokenArgument,
+    TokenGrid,
+)
 
 _SEPARATE = Guidance(form="separate", order=("pred_cond", "pred_uncond"), named=True)
 
@@ -34,14 +44,6 @@ FAMILY = Family(
         "proj_out",
     ),
     modulation=("*.norm1.linear", "*.norm1_context.linear"),
-    guiders=(
-        "ClassifierFreeGuidance",
-        "ClassifierFreeZeroStarGuidance",
-        "TangentialClassifierFreeGuidance",
-        "AdaptiveProjectedGuidance",
-        "AdaptiveProjectedMixGuidance",
-        "FrequencyDecoupledGuidance",
-        "MagnitudeAwareGuidance",
-    ),
+    guiders=PLAIN_GUIDERS + SKIPPING_GUIDERS,
     notes=("the text is a picture, letters and words, those that count first; a mask hides the others",),
 )

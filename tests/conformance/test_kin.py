@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.guiders import PerturbedAttentionGuidance
 
 import accel
 from accel.pipelines.sites import inspect_pipeline
@@ -46,7 +45,11 @@ def test_acts_and_comes_off_without_a_trace(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["chroma", "hunyuan_video", "hunyuan_video15", "ltx", "lumina2", "mochi", "skyreels_v2", "z_image"]
+    "name",
+    [
+        *("chroma", "hunyuan_video", "hunyuan_video15", "ltx", "ltx2", "lumina2", "mochi", "motif_video"),
+        *("skyreels_v2", "z_image"),
+    ],
 )
 def test_a_search_computes_what_diffusers_computes(name: str) -> None:
     """A search is dense, in blocks: tokens, rotation and hidden text go where they belong."""
@@ -64,11 +67,24 @@ def test_a_search_computes_what_diffusers_computes(name: str) -> None:
     assert 0 < (searched - plain).norm() < 1e-5 * plain.norm()
 
 
-def test_a_guider_that_changes_layers_is_refused() -> None:
-    pipe = TINY["hunyuan_video15"].build()
-    pipe.guider = PerturbedAttentionGuidance(perturbed_guidance_layers=[1])
-    with pytest.raises(accel.AccelError, match=r"^pipe\.guider is a PerturbedAttentionGuidance, which may"):
-        accel.enable(pipe, cache="delta")
+def test_calls_that_guidance_makes_beside_the_usual_one_are_branches_of_their_own() -> None:
+    """LTX-2's with some attentions left out, which stay left out there alone, and with video and sound apart."""
+    case = TINY["ltx2"]
+    pipe = case.build()
+    guided = {"stg_scale": 1.0, "spatio_temporal_guidance_blocks": [2], "modality_scale": 3.0}
+    plain = case.run(pipe, **guided)
+    with accel.enable(pipe, attention=accel.PISAConfig(density=1.0), cache=accel.DeltaCacheConfig(interval=1)):
+        assert torch.equal(case.run(pipe, **guided), plain)
+    with accel.enable(pipe, attention=TOGETHER["attention"], cache="delta") as session:
+        accelerated = case.run(pipe, **guided)
+    assert 0 < (accelerated - plain).norm() < 0.3 * plain.norm()
+    record = session._recorder.runs[-1]
+    assert record.branches == ["cond_uncond", "uncond_stg", "uncond_modality"]
+    attended = dict.fromkeys(record.branches, 0)
+    for (method, _, _, branch, _), blocks in record.events.items():
+        attended[branch] |= blocks if method == "pisa" else 0
+    assert attended == {"cond_uncond": 0b1111, "uncond_stg": 0b1011, "uncond_modality": 0b1111}
+    assert {branch for (_, what, _, branch, _) in record.events if what == "reused"} == set(record.branches)
 
 
 def test_blocks_that_know_the_first_frame_by_its_place_keep_the_order() -> None:

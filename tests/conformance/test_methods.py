@@ -128,9 +128,11 @@ def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
 def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyCase, pipe: Any) -> None:
     """On a step that reuses, too, and where the parent adds hints or residuals between the blocks.
 
-    The scheduler is made to stand still, so that every step of a branch asks the denoiser for the same.
+    The scheduler is made to stand still, so that every step of a branch asks the denoiser for the same; where the
+    pipeline scales its latents by the noise of the step, they are those of the first.
     """
     outputs: dict[tuple[str, str, int], list[torch.Tensor]] = {}
+    first_asked: dict[Any, torch.Tensor] = {}
     facts = inspect_pipeline(pipe)
     with accel.enable(pipe, **method.active) as session:
         undo = []
@@ -138,9 +140,13 @@ def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyC
         def stand_still(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             parameters = list(inspect.signature(type(module).forward).parameters)[1:]
             given = {**dict(zip(parameters, args, strict=False)), **kwargs}
-            names = ("timestep", "r_timestep", "timesteps", "t")
-            times = {name: torch.full_like(given[name], 0.5) for name in names if name in given}
-            return (), {**given, **times}
+            names = ("timestep", "r_timestep", "timesteps", "t", "sigma")
+            same = {name: torch.full_like(given[name], 0.5) for name in names if given.get(name) is not None}
+            now = session._clock.now
+            if now is not None and "hidden_states" in given:
+                place = (id(module), now.branch, now.chunk)
+                same["hidden_states"] = first_asked.setdefault(place, given["hidden_states"])
+            return (), {**given, **same}
 
         controlnet = getattr(pipe, "controlnet", None)
         for module in [denoiser.module for denoiser in facts.denoisers] + ([controlnet] if controlnet else []):

@@ -82,6 +82,7 @@ def test_per_forward_equals_per_call(name: str, cache: dict[str, Any] | None) ->
         ("flux", None, {"height": 36, "width": 60}),
         ("hunyuan_video", DELTA, {}),
         ("wan22", TDC, {"num_frames": 9, "num_inference_steps": 8}),
+        ("ltx2", None, {}),
     ],
 )
 def test_searches_and_other_ragged_grids(name: str, cache: dict[str, Any] | None, call: dict[str, Any]) -> None:

@@ -128,9 +128,10 @@ def test_attend_is_told_what_the_call_shows(name: str) -> None:
     text = facts.family.text if case.text_tokens else "none"
     (dispatched,) = {fact.dispatched for site in facts.denoisers[0].blocks for fact in site.attention}
     for place, (layer, call, shape) in enumerate(noted):
-        assert shape == (batch, case.tokens + case.text_tokens, 2, 64)
+        behind = case.tokens if layer >= blocks - case.decoding else case.text_tokens
+        assert shape == (batch, case.tokens + behind, 2, 64)
         scale = 0.125 if name == "lumina2" else None
-        assert (call.text, call.text_length, call.scale) == (text, case.text_tokens, scale)
+        assert (call.text, call.text_length, call.scale) == (text, behind, scale)
         assert (call.dispatched, call.layer) == (dispatched, layer)
         assert (call.text_mask is not None) == (name in ("hunyuan_video15", "mochi"))
         if call.text_mask is not None:
@@ -138,9 +139,9 @@ def test_attend_is_told_what_the_call_shows(name: str) -> None:
             assert call.text_mask is noted[place // blocks * blocks][1].text_mask, (
                 "so that it is asked once for all blocks"
             )
-        if name == "hunyuan_video":
+        if name in ("hunyuan_video", "motif_video") and behind == case.text_tokens:
             assert call.mask is not None
-            assert (call.mask.dtype, call.mask.shape) == (torch.bool, (1, 1, 1, case.tokens + 64))
+            assert (call.mask.dtype, call.mask.shape) == (torch.bool, (1, 1, 1, case.tokens + case.text_tokens))
             assert not call.mask.all()
         else:
             assert call.mask is None
@@ -205,7 +206,7 @@ def test_parameters_are_those_of_the_original(path: str) -> None:
 
 
 def test_processors_without_a_backend_get_none() -> None:
-    for name in ("cogvideox", "dit", "sd3_heun"):
+    for name in ("cogvideox", "cosmos2_v2w", "dit", "sd3_heun"):
         processor = processor_for(attention(built(name)[0])[0])
         assert not hasattr(processor, "_attention_backend")
         assert not hasattr(processor, "_parallel_config")

@@ -5,6 +5,7 @@ The encoder builders draw from the global random state: call them inside `weight
 """
 
 import string
+from typing import Any
 
 from transformers import (
     ByT5Tokenizer,
@@ -27,6 +28,8 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 WORD_START = "\u2581"
@@ -99,6 +102,33 @@ def umt5_encoder(tokenizer: T5Tokenizer, width: int) -> UMT5EncoderModel:
         eos_token_id=tokenizer.eos_token_id,
     )
     return UMT5EncoderModel(config)
+
+
+def t5gemma_encoder(tokenizer: T5Tokenizer, width: int, vision: dict[str, Any]) -> T5Gemma2Encoder:
+    """With eyes as `vision` says, whose tokens it reads singly."""
+    text_config = {
+        "vocab_size": len(tokenizer) + 2,
+        "hidden_size": width,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "head_dim": width // HEADS,
+        "query_pre_attn_scalar": width // HEADS,
+        "initializer_range": width**-0.5,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+    }
+    config = T5Gemma2EncoderConfig(
+        text_config=text_config,
+        vision_config=vision,
+        mm_tokens_per_image=(vision["image_size"] // vision["patch_size"]) ** 2,
+        eoi_token_index=len(tokenizer),
+        image_token_index=len(tokenizer) + 1,
+    )
+    config.text_config.dropout_rate = 0.0
+    return T5Gemma2Encoder(config, eoi_token_index=len(tokenizer))
 
 
 def _clip_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:

@@ -70,9 +70,8 @@ def siglip_processor() -> SiglipImageProcessor:
     return SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
 
 
-def siglip_encoder(width: int) -> SiglipVisionModel:
-    """Makes four tokens."""
-    config = SiglipVisionConfig(
+def siglip_config(width: int) -> SiglipVisionConfig:
+    return SiglipVisionConfig(
         hidden_size=width,
         intermediate_size=FEED_FORWARD,
         num_attention_heads=HEADS,
@@ -80,4 +79,8 @@ def siglip_encoder(width: int) -> SiglipVisionModel:
         image_size=IMAGE_SIZE,
         patch_size=PATCH,
     )
-    return SiglipVisionModel(config)
+
+
+def siglip_encoder(width: int) -> SiglipVisionModel:
+    """Makes four tokens."""
+    return SiglipVisionModel(siglip_config(width))
