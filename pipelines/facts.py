@@ -176,6 +176,8 @@ class Family:
     stacks: tuple[BlockStack, ...]
     text: Literal["prefix", "suffix", "cross", "none"]
     grid: TokenGrid
+    # On what its tests run: "random weights" of a small model, "the built-in model", or "real weights".
+    tested: tuple[Literal["random weights", "the built-in model", "real weights"], ...] = ("random weights",)
     # What the transformer calls its arguments `hidden_states` and `timestep`, where it does not call them so.
     named: dict[str, str] = field(default_factory=dict)
     # Attributes of the pipeline that hold a denoising transformer, in the order in which a run meets them.

@@ -65,6 +65,7 @@ def _family(family: Family) -> dict[str, Any]:
         "title": family.title,
         "pipelines": sorted(family.pipelines),
         "transformers": list(family.transformers),
+        "tested": list(family.tested),
         "refused_methods": refused,
     }
 
@@ -134,7 +135,13 @@ def _lines(data: dict[str, Any]) -> list[str]:
     blocks: list[list[str]] = []
     if "families" in data:
         rows = [
-            (name, family["title"], _who(family["refused_methods"]), ", ".join(family["pipelines"]))
+            (
+                name,
+                family["title"],
+                _who(family["refused_methods"]),
+                f"tested on {' and '.join(family['tested'])}",
+                ", ".join(family["pipelines"]),
+            )
             for name, family in data["families"].items()
         ]
         blocks.append(["Families", *columns(rows)])

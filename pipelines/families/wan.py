@@ -11,6 +11,7 @@ _ATTENTION = (
 FAMILY = Family(
     name="wan",
     title="Wan 2.1 and 2.2",
+    tested=("random weights", "the built-in model"),
     transformers=("WanTransformer3DModel", "WanVACETransformer3DModel"),
     pipelines={
         "WanPipeline": _SEPARATE,
