@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ def compare(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            help="A folder of accel bench. If left out, the settings are run, each once, and kept as accel bench does.",
+            help="A folder of accel bench. If left out, the settings are run, each once, and kept in outputs/compare/.",
             metavar="FOLDER",
             show_default=False,
         ),
@@ -146,6 +147,8 @@ def _wanted(given: dict[str, object], settings: list[str], form: Format) -> Want
         folder=None,
         fresh=False,
         retry=False,
-        command="accel compare",
+        command=f"accel {shlex.join(sys.argv[1:])}",
         form=form,
+        # Apart from those of accel bench, whose plan stays and whose runs may have left no clips to be shown.
+        kind="compare",
     )

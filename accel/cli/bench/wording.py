@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def read_file(path: Path, beside: Path | None) -> list[Setting]:
     for name, value in data.items():
         try:
             if isinstance(value, str):
-                one = read(f"{name}: {value}", beside)
+                one = replace(read(value, beside), name=" ".join(str(name).split()))
             elif isinstance(value, Mapping):
                 one = _of_mapping(str(name), value)
             else:
