@@ -125,6 +125,8 @@ def test_compare_refuses_in_one_line(accel, done, arguments, reason):
         (["-s", "a: fast", "-s", "a: quality"], "two settings are called 'a'"),
         (["-s", "a: fast", "-s", "b: fast"], "settings 'a' and 'b' are the same"),
         (["-s", "fast", "--baseline", "slow"], "--baseline 'slow' is none of the settings: fast"),
+        (["-s", "plain: steps=2"], "plain is the pipeline as it is"),
+        (["--prompt", "a dog", "--prompt", " "], "the prompt is empty"),
         (["--settings", "none.yaml"], "cannot read none.yaml"),
         (["--clips", "some"], "--clips some is not possible"),
         (["--batch", "0"], "--batch 0 is not possible"),

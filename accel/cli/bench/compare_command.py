@@ -15,7 +15,7 @@ from accel.cli.libraries import quiet_libraries
 from accel.cli.options import CALL, NUMBER, WHOLE, Dtype, option
 from accel.cli.printing import Format
 from accel.errors import AccelError
-from accel.reporting.files import check_folder
+from accel.reporting.files import check_folder, check_free
 
 _WHAT, _HOW, _WHERE = "What to compare", "Model and machine", "Output"
 _OF_RUNS = ("size", "dtype", "device", *CALL)
@@ -91,6 +91,7 @@ def compare(
         if output.suffix.lower() != ".png":
             raise AccelError(f"{output} is not the name of a .png file; try -o {output.with_suffix('.png')}")
         check_folder(output.expanduser().parent)
+        check_free([output.expanduser()], overwrite=overwrite)
     if fps is not None and not 1 <= fps <= 240:
         raise AccelError(f"--fps {fps:g} is not possible; it is from 1 to 240")
     quiet_libraries(bars=form is Format.HUMAN and sys.stderr.isatty() and (model or "demo") != "demo")

@@ -40,6 +40,7 @@ from accel.measure.timing import machine
 from accel.measure.trial import Setting
 from accel.pipelines import demo
 from accel.pipelines.loading import look_up
+from accel.pipelines.sites import inspect_pipeline
 from accel.reporting import side_file
 
 _RESULTS = ("num_videos_per_prompt", "num_images_per_prompt")
@@ -83,7 +84,8 @@ def measured(wanted: Wanted) -> Results:
     if base.model != "demo":
         say(f"loading {base.model}", form)
     ready = load_ready(base, AccelConfig(), place_of(base))
-    call.check_call(ready.pipe, ready.request)
+    for prompt in wanted.prompts:
+        call.call_arguments(ready.pipe, replace(ready.request, prompt=prompt, seed=wanted.seeds[-1]))
     _check_batches(ready.pipe, wanted.batches)
     check(ready.pipe, plan.settings)
     judged_by = _judge(wanted)
@@ -156,7 +158,7 @@ def _identity(wanted: Wanted, plan: Plan, ready: Ready) -> dict[str, Any]:
         "size": request.demo_size,
         "pipeline": type(ready.pipe).__name__,
         "weights": ready.weights,
-        "dtype": str(ready.pipe.dtype).removeprefix("torch."),
+        "dtype": str(inspect_pipeline(ready.pipe).denoisers[0].module.dtype).removeprefix("torch."),
         "call": side_file.plain_data(
             {
                 name: value
