@@ -50,7 +50,8 @@ def carry_out(
     device = torch.device(getattr(pipe, "_execution_device", None) or "cpu")
     say(f"{request.model}: {type(pipe).__name__}, {origin}: {methods.describe(config)}", form)
     # The pipeline's own is that of its first part, which may be an encoder.
-    limits = ceilings(device, inspect_pipeline(pipe).denoisers[0].module.dtype, again=again)
+    denoiser: Any = inspect_pipeline(pipe).denoisers[0].module
+    limits = ceilings(device, denoiser.dtype, again=again)
     warm_up(pipe, request, config, _WARM_UP_STEPS)
     with tempfile.TemporaryDirectory() as made:
         trace = Path(made) / "trace.json"
