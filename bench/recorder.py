@@ -19,7 +19,7 @@ import torch
 import accel
 from accel.config import AccelConfig
 from accel.measure.timing import interleaved, machine
-from accel.measure.verdict import speed_up
+from accel.measure.verdict import LEAST_PAIRS, speed_up
 from accel.pipelines.demo import WEIGHTS
 from accel.pipelines.loading import weights_hash
 
@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="write the table to bench/results")
     options = parser.parse_args()
+    if options.pairs < LEAST_PAIRS:
+        parser.error(f"--pairs {options.pairs} is too few for a spread; the nearest that works is {LEAST_PAIRS}")
     torch.set_num_threads(1)
     pipe: Any = accel.load_pipeline("demo", size=options.size)
     pipe.set_progress_bar_config(disable=True)
@@ -78,6 +80,7 @@ def main() -> None:
     print(text)
     if options.write:
         folder = ROOT / "bench" / "results" / "cpu"
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "recorder.md").write_text(text)
         (folder / "recorder.json").write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
 

@@ -23,8 +23,9 @@ from accel.cli.run_generate import chosen_methods, load_ready
 from accel.measure.ceilings import Ceilings, ceilings
 from accel.measure.profiling import Layer, Profile, profiled
 from accel.measure.timing import machine
+from accel.pipelines.sites import inspect_pipeline
 from accel.reporting.files import Writer, bytes_writer, check_free, text_writer, write_together
-from accel.reporting.roofline import roofline, waterline
+from accel.reporting.roofline import check_charts, roofline, waterline
 
 _STEPS = 8
 _WARM_UP_STEPS = 2
@@ -38,6 +39,7 @@ def carry_out(
     """Runs once to warm up and once under the profiler, and writes what was found."""
     targets = {name: folder / name for name in _FILES}
     check_free(targets.values(), overwrite=overwrite)
+    check_charts()
     config, origin = chosen_methods(request, options)
     ready = load_ready(request, config, place(request))
     pipe, request = ready.pipe, ready.request
@@ -47,7 +49,9 @@ def carry_out(
     pipe.set_progress_bar_config(disable=True)
     device = torch.device(getattr(pipe, "_execution_device", None) or "cpu")
     say(f"{request.model}: {type(pipe).__name__}, {origin}: {methods.describe(config)}", form)
-    limits = ceilings(device, pipe.dtype, again=again)
+    # The pipeline's own is that of its first part, which may be an encoder.
+    denoiser: Any = inspect_pipeline(pipe).denoisers[0].module
+    limits = ceilings(device, denoiser.dtype, again=again)
     warm_up(pipe, request, config, _WARM_UP_STEPS)
     with tempfile.TemporaryDirectory() as made:
         trace = Path(made) / "trace.json"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from accel.errors import AccelWarning
 from accel.measure.timing import machine
 
 # On a CPU, and elsewhere: large enough that starting a kernel does not count, done in a second; chosen by us.
@@ -38,18 +40,27 @@ def ceilings(device: torch.device, dtype: torch.dtype, *, again: bool = False, f
     Args:
         device, dtype: what is measured, in `dtype`'s own products.
         again: measure, whatever the file says.
-        folder: where the file is; `accel` in the user's cache folder when None.
+        folder: where the file is; `accel` in the user's cache folder when None. Where none can be written, a warning
+            says so.
     """
     place = (folder or _cache_folder()) / "ceilings.json"
     known = _read(place)
     name = _name(device, dtype)
     if again or name not in known:
         known[name] = asdict(Ceilings(_flops(device, dtype), _bandwidth(device, dtype)))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f".{place.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(known, indent=1))
-        os.replace(part, place)
+        try:
+            _keep(place, known)
+        except OSError as error:
+            text = f"what the device can do is not kept for the next time: cannot write {place}: {error.strerror}"
+            warnings.warn(text, AccelWarning, stacklevel=2)
     return Ceilings(**known[name])
+
+
+def _keep(place: Path, known: dict[str, dict[str, float]]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(known, indent=1))
+    os.replace(part, place)
 
 
 def _name(device: torch.device, dtype: torch.dtype) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from accel.errors import AccelError
 from accel.measure.trial import Setting
 
 CELLS_FILE, HEADER_FILE = "cells.jsonl", "bench.json"
+# Of the lock that a process holds on the folder while it measures; there before anything else is.
+_LOCKS = ".accel."
 _REFERENCES, _CLIPS = "references", "clips"
 SCHEMA = 1
 KIND = "accel bench"
@@ -57,6 +60,18 @@ class Store:
         """The store of a folder, made if there is none.
 
         Raises:
+            AccelError: as :meth:`check`.
+        """
+        cls.check(folder, identity)
+        store = cls(folder)
+        store._read(mend=True)
+        return store
+
+    @staticmethod
+    def check(folder: Path, identity: dict[str, Any]) -> None:
+        """Looks at a folder and changes nothing.
+
+        Raises:
             AccelError: the folder holds cells of something else, or files that are none of a benchmark's.
         """
         header = folder / HEADER_FILE
@@ -70,11 +85,17 @@ class Store:
                     f"{folder} holds results with {name} {there}, this is {here}: choose another folder with --output, "
                     "or add --fresh to measure all again"
                 )
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and any(not one.name.startswith(_LOCKS) for one in folder.iterdir()):
             raise AccelError(f"{folder} is not empty and holds no {HEADER_FILE}; choose another folder with --output")
-        store = cls(folder)
-        store._read(mend=True)
-        return store
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Takes away what a benchmark has written there, and nothing else."""
+        (folder / CELLS_FILE).unlink(missing_ok=True)
+        for name in (_REFERENCES, _CLIPS):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        # The last, so that a folder of half of them is still known for a benchmark's.
+        (folder / HEADER_FILE).unlink(missing_ok=True)
 
     @classmethod
     def read(cls, folder: Path) -> Store:

@@ -38,6 +38,7 @@ def judge(
     reference: Any | None,
     prompt: str | None = None,
     *,
+    scenes: bool = True,
     lpips: Lpips | None = None,
     clip_score: ClipScore | None = None,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def judge(
         reference: what the plain run of the same seed gives, of the same shape; None for that run itself.
         prompt: what the clip was asked to show; :func:`accel.measure.prompt_accuracy.score` reads the words of the
             built-in model's scenes, and motion is not asked of a picture.
+        scenes: whether the prompt speaks of those scenes; False for other models, of which nothing is detected.
         lpips, clip_score: measures whose weights the caller has.
 
     Returns:
@@ -78,6 +80,8 @@ def judge(
     shown: dict[str, bool] = {}
 
     def accuracy() -> float:
+        if not scenes:
+            raise AccelError("the detector knows the built-in model's scenes alone")
         shown.update(_shown(clip, prompt))
         return sum(shown.values()) / len(shown)
 

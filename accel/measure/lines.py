@@ -86,6 +86,8 @@ def _unsaid(cells: list[Cell], judged: list[dict[str, Any]], reference: list[Cel
         found.append("the runs had no warm-up")
     if cells and len(judged) < len(cells):
         found.append("the results were not compared with the baseline's")
+    if any(cell.figures["quality"]["repeats"] is False for cell in reference if "quality" in cell.figures):
+        found.append("the baseline itself gave other bits the second time")
     return found + reds(judged, least_psnr=least_psnr)
 
 

@@ -93,7 +93,8 @@ def measure(
 
     Raises:
         NotGivenBack: a setting changed the pipeline for good; nothing that is measured after it could be trusted.
-        Exception: whatever the baseline's own run raises. What another setting's run raises stands in its cell.
+        Exception: whatever the baseline's own run raises. What another setting's run raises, or a larger batch, stands
+            in its cell.
     """
     todo = [(one, place) for one, place in order(settings, baseline, places) if store.find(one, place) is None]
     if not todo:
@@ -101,7 +102,7 @@ def measure(
     warm = _WarmUp(work, places[0], warmup)
     for setting, place in todo:
         try:
-            trial = attempt(work.pipe, warm.up(setting), work.arguments(place, setting.steps), work.call)
+            trial = attempt(work.pipe, warm.up(setting, place.batch), work.arguments(place, setting.steps), work.call)
             figures = {**trial.figures, "warmup_steps": warmup}
             if place.batch == 1:
                 frames = work.frames(trial.output)
@@ -114,7 +115,7 @@ def measure(
         except NotGivenBack:
             raise
         except Exception as error:
-            if setting.fingerprint == baseline.fingerprint:
+            if setting.fingerprint == baseline.fingerprint and place.batch == 1:
                 raise
             cell = Cell(setting.fingerprint, place, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
         store.add(cell)
@@ -147,7 +148,7 @@ def _judged(
 
 
 class _WarmUp:
-    """A short run of each setting before its first measured one, and what a rival must know of the model.
+    """A short run of each setting and batch before its first measured one, and what a rival must know of the model.
 
     The plain pipeline must stay as it was between them.
     """
@@ -156,18 +157,23 @@ class _WarmUp:
         self._work = work
         self._place = place
         self._steps = steps
-        self._done: set[str] = set()
+        self._done: set[tuple[str, int]] = set()
         self._plain: str | None = None
         self._steady = True
         self._ratios: dict[int, list[float]] = {}
 
-    def up(self, setting: Setting) -> Setting:
-        """Runs the setting for a few steps, once; returns it with what it must be told besides."""
+    def up(self, setting: Setting, batch: int = 1) -> Setting:
+        """Runs the setting for a few steps, once for each batch; returns it with what it must be told besides."""
         if setting.rival == "magcache" and "mag_ratios" not in setting.rival_settings:
             setting = self._with_ratios(setting)
-        if self._steps >= 1 and setting.fingerprint not in self._done:
-            self._run_short(setting)
-            self._done.add(setting.fingerprint)
+        for size in dict.fromkeys((1, batch)) if self._steps >= 1 else ():
+            if (setting.fingerprint, size) not in self._done:
+                if size == 1:
+                    self._run_short(setting)
+                else:
+                    # The autoencoder too, which has not seen so many yet.
+                    self._run(replace(setting, steps=self._steps), {}, size)
+                self._done.add((setting.fingerprint, size))
         return setting
 
     def _run_short(self, setting: Setting) -> None:
@@ -177,15 +183,15 @@ class _WarmUp:
             self._plain = self._run_plain()
             self._steady = self._run_plain() == self._plain
         if not setting.plain:
-            with warnings.catch_warnings():
-                # In so few steps a method may find nothing to do, and says so.
-                warnings.simplefilter("ignore", AccelWarning)
+            try:
                 self._run(replace(setting, steps=self._steps), {"output_type": "latent"})
-            if self._steady and self._run_plain() != self._plain:
-                raise NotGivenBack(
-                    f"after {setting.name!r} the plain pipeline gave other bits than before, so that nothing measured "
-                    "from here on could be trusted; leave that setting out"
-                )
+            finally:
+                # Also after one that failed, which may have come off by halves.
+                if self._steady and self._run_plain() != self._plain:
+                    raise NotGivenBack(
+                        f"after {setting.name!r} the plain pipeline gave other bits than before, so that nothing "
+                        "measured from here on could be trusted; leave that setting out"
+                    )
 
     def _with_ratios(self, setting: Setting) -> Setting:
         """MagCache with its ratios, of a plain run of the first prompt with a seed that is not measured."""
@@ -202,9 +208,12 @@ class _WarmUp:
     def _run_plain(self) -> str:
         return self._run(Setting("plain", steps=self._steps), {"output_type": "latent"})
 
-    def _run(self, setting: Setting, more: dict[str, Any]) -> str:
-        arguments = {**self._work.arguments(self._place, self._steps), **more}
-        return _digest(attempt(self._work.pipe, setting, arguments, self._work.call).output)
+    def _run(self, setting: Setting, more: dict[str, Any], batch: int = 1) -> str:
+        arguments = {**self._work.arguments(replace(self._place, batch=batch), self._steps), **more}
+        with warnings.catch_warnings():
+            # In so few steps a method may find nothing to do, and says so.
+            warnings.simplefilter("ignore", AccelWarning)
+            return _digest(attempt(self._work.pipe, setting, arguments, self._work.call).output)
 
 
 def sha256_of(frames: np.ndarray) -> str:

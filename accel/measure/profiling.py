@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from accel.errors import AccelError
 from accel.measure.parts import DENOISER, TEXT, VAE
 from accel.measure.wrapped import wrapped
 from accel.pipelines.sites import BlockSite, Denoiser, inspect_pipeline
@@ -68,6 +70,9 @@ def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Pr
     Returns:
         The layers in the order of the blocks, seconds of the parts and of each block, and the operations by their own
         time. The profiler itself takes time too, so that the whole is longer than without it.
+
+    Raises:
+        AccelError: a pipeline of no known family, or a GPU whose work the profiler cannot see.
     """
     facts = inspect_pipeline(pipe)
     device = torch.device(getattr(pipe, "_execution_device", None) or "cpu")
@@ -86,7 +91,8 @@ def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Pr
                 stack.enter_context(_named(component, "forward", TEXT))
             elif name == "vae" and component is not None:
                 for method in ("encode", "decode"):
-                    stack.enter_context(_named(component, method, VAE))
+                    if hasattr(component, method):
+                        stack.enter_context(_named(component, method, VAE))
         with profile(activities=activities) as profiler, record_function(f"{_PREFIX}call"):
             run()
             if device.type != "cpu":
@@ -169,8 +175,12 @@ def _read(profiler: Any, layers: dict[str, Layer], denoisers: tuple[Denoiser, ..
     def total(event: Any) -> float:
         return (event.device_time_total if on_device else event.cpu_time_total) / 1e6
 
-    events = {event.key: event for event in profiler.key_averages()}
+    # On a GPU each range and kernel has a row of the device's own too, beside that of the host which holds the kernels
+    # started in it: the one spans the gaps between them, the other would count them twice.
+    events = {event.key: event for event in profiler.key_averages() if event.device_type == DeviceType.CPU}
     ranges = {key.removeprefix(_PREFIX): total(event) for key, event in events.items() if key.startswith(_PREFIX)}
+    if not ranges.get("call"):
+        raise AccelError("torch's profiler saw no work on the GPU; it needs CUPTI and the right to read its counters")
     for name, layer in layers.items():
         layer.seconds = ranges.get(name, 0.0)
     _without_projections(layers)

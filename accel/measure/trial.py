@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -106,7 +107,7 @@ def attempt(
         done = call(arguments)
     summary = None if session is None else session.summary().to_dict()
     seconds = parts.seconds()
-    steps = _steps(arguments, summary)
+    steps = _steps(pipe, arguments, summary)
     work = None if parts.tokens is None or steps is None else parts.tokens * steps
     return Trial(
         done.output,
@@ -135,10 +136,12 @@ def _compiled(pipe: Any) -> bool:
     return any(vars(block).get("_compiled_call_impl") is not None for block in blocks)
 
 
-def _steps(arguments: Mapping[str, Any], summary: dict[str, Any] | None) -> int | None:
+def _steps(pipe: Any, arguments: Mapping[str, Any], summary: dict[str, Any] | None) -> int | None:
     if summary is not None and summary["runs"]:
         return summary["runs"][-1]["steps"]
-    return arguments.get("num_inference_steps")
+    parameter = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    default = parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+    return arguments.get("num_inference_steps", default)
 
 
 def _held(summary: dict[str, Any] | None) -> int:

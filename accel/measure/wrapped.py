@@ -12,7 +12,8 @@ from typing import Any
 def wrapped(instance: object, name: str, around: Callable[..., Any]) -> Iterator[None]:
     """Calls `around(original, *args, **kwargs)` in place of `instance.name(*args, **kwargs)` within the block.
 
-    The signature stays, since pipelines look at it. What others put there within must be taken off within.
+    The signature stays, since pipelines look at it. What others have put in its place when the block ends stays there:
+    an offload that renews its hooks with every call, or takes one off after the first, takes this off with them.
     """
     own = vars(instance)
     had, original = name in own, getattr(instance, name)
@@ -26,7 +27,8 @@ def wrapped(instance: object, name: str, around: Callable[..., Any]) -> Iterator
     try:
         yield
     finally:
-        if had:
-            own[name] = before
-        else:
-            own.pop(name, None)
+        if own.get(name) is method:
+            if had:
+                own[name] = before
+            else:
+                del own[name]

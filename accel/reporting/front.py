@@ -77,9 +77,11 @@ def draw(found: Sequence[Point], form: str) -> bytes:
         for point in found:
             weight = "bold" if point in best else "normal"
             where = (point.speed_up, point.psnr_db)
-            axes.annotate(
+            said = axes.annotate(
                 point.name, where, (5, 4), textcoords="offset points", fontsize=7.5, weight=weight, color=_INK
             )
+            # A name may hold dollar signs, which are no formula.
+            said.set_parse_math(False)
         axes.axvline(1, color=_FEWER, linewidth=0.8, linestyle=":")
         axes.set_xlabel("times as fast as the baseline (whole call)")
         axes.set_ylabel("mean PSNR to the baseline's clips, dB")

@@ -66,7 +66,10 @@ def _places(text: str) -> list[int]:
 
 
 def _levers(method: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    config = registered()[method].config
+    known = registered().get(method)
+    if known is None:  # Of results that another Accel has measured.
+        return {}
+    config = known.config
     return {
         word: ", ".join(f"{config.keyword}.{name}={settings[name]}" for name in names if name in settings)
         for word, names in config.levers.items()

@@ -13,8 +13,13 @@ from accel.measure.ceilings import Ceilings
 from accel.measure.profiling import Layer
 
 _LINEAR, _ATTENTION, _IDEAL, _INK = "#7a9cc6", "#e8b84b", "#0b6e4f", "#222222"
-# More layers than this are drawn as one area, where single bars could not be told apart.
+# More layers than this are drawn as areas, where single bars could not be told apart.
 _MOST_BARS = 160
+
+
+def check_charts() -> None:
+    """Raises `AccelError` where matplotlib is not installed, before anything has run."""
+    _figure(1, 1)
 
 
 def roofline(layers: Sequence[Layer], limits: Ceilings) -> bytes:
@@ -65,8 +70,9 @@ def waterline(layers: Sequence[Layer], limits: Ceilings) -> bytes:
         axes.bar(place, taken, width=0.9, color=colours)
         axes.bar(place, np.minimum(ideal, taken), width=0.9, color=_IDEAL)
     else:
-        axes.fill_between(place, taken, step="mid", color=_LINEAR)
-        axes.fill_between(place, np.minimum(ideal, taken), step="mid", color=_IDEAL)
+        for colour, some in ((_LINEAR, ~attention), (_ATTENTION, attention)):
+            axes.fill_between(place, np.where(some, taken, 0), step="mid", color=colour, linewidth=0)
+        axes.fill_between(place, np.minimum(ideal, taken), step="mid", color=_IDEAL, linewidth=0)
     starts = [i for i in range(len(layers)) if i == 0 or layers[i].block < layers[i - 1].block or _new(layers, i)]
     every = max(1, len(starts) // 12)
     axes.set_xticks([starts[i] for i in range(0, len(starts), every)])

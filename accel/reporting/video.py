@@ -25,7 +25,9 @@ _GIF_FASTEST = 50
 
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:
-    """The same frames as uint8, rounded to the nearest of 256 levels."""
+    """The same frames as uint8, rounded to the nearest of 256 levels; those that are so already are given back."""
+    if frames.dtype == np.uint8:
+        return frames
     return (np.clip(frames, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
@@ -33,7 +35,7 @@ def encode(frames: np.ndarray, suffix: str, fps: float) -> tuple[Writer, str]:
     """A writer for `write_together`, and what a user should know about the file ("" for nothing).
 
     Args:
-        frames: (T, H, W, 3), float32 in 0..1; an image is one frame.
+        frames: (T, H, W, 3), float32 in 0..1, or uint8; an image is one frame.
         suffix: One of those in `formats`; a video as png becomes a sheet of its frames.
         fps: Frames a second, for mp4 and gif.
     """

@@ -72,6 +72,23 @@ def test_a_folder_of_something_else_is_refused(accel, done):
     assert "holds results with call " in result.err and "choose another folder with --output" in result.err
 
 
+def test_another_baseline_is_another_folder(accel, done):
+    """The quality of each run that the folder holds is that beside its own baseline."""
+    before = (done / "bench.json").read_text()
+    options = ("--repeats", "3", "--no-fewer-steps", "--baseline", "front", "-o", done)
+    result = accel("bench", *QUICK, *SETTINGS, *options)
+    assert result.code == 2 and 'holds results with baseline "plain, ' in result.err
+    assert (done / "bench.json").read_text() == before
+
+
+def test_a_folder_at_work_is_left_alone_also_by_fresh(accel, done, monkeypatch):
+    monkeypatch.setattr("accel.cli.job.claims.Claims._lock", lambda self, place, wait: False)
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    result = accel("bench", *QUICK, "-s", "plain", "--no-fewer-steps", "--fresh", "-o", done)
+    assert result.code == 2 and "another accel bench is at work" in result.err
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+
+
 def test_compare_writes_a_sheet_and_a_film_and_nothing_over_them(accel, done):
     result = accel("compare", done, "-s", "front", "-o", "both.png")
     assert result.code == 0, result.err
@@ -108,6 +125,8 @@ def test_compare_refuses_in_one_line(accel, done, arguments, reason):
         (["-s", "a: fast", "-s", "a: quality"], "two settings are called 'a'"),
         (["-s", "a: fast", "-s", "b: fast"], "settings 'a' and 'b' are the same"),
         (["-s", "fast", "--baseline", "slow"], "--baseline 'slow' is none of the settings: fast"),
+        (["-s", "plain: steps=2"], "plain is the pipeline as it is"),
+        (["--prompt", "a dog", "--prompt", " "], "the prompt is empty"),
         (["--settings", "none.yaml"], "cannot read none.yaml"),
         (["--clips", "some"], "--clips some is not possible"),
         (["--batch", "0"], "--batch 0 is not possible"),
@@ -140,6 +159,8 @@ def test_settings_are_read_as_written(tmp_path):
     file.write_text("both:\n  attention: pisa\n  cache: tdc\n  steps: 10\nshort: cache=delta\n")
     both, short = wording.read_file(file, None)
     assert len(both.config.methods) == 2 and both.steps == 10 and short.config.methods[0].method == "delta"
+    file.write_text("'steps=5: short': cache=delta\n")
+    assert [one.name for one in wording.read_file(file, None)] == ["steps=5: short"]
     file.write_text("both:\n  attention: pisaa\n")
     with pytest.raises(AccelError, match="'both': "):
         wording.read_file(file, None)

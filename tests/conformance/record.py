@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -24,44 +27,70 @@ from tests.tiny_pipelines import TinyCase
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "conformance.md"
 RESULTS = ROOT / "bench" / "results" / "conformance.json"
+NOT_RUN = "not run"
+_CODE = ("accel", "kernels", "pipelines", "tests", "pyproject.toml")
 
 
 class Record:
-    """A plugin of pytest that writes down how each test of the grid ended, and leaves out those that passed before."""
+    """A plugin of pytest that writes down how each test of the grid ended, and leaves out those that passed before.
+
+    What is left to do is written down too, before it begins: a run that was stopped must not look like a whole one.
+    """
 
     def __init__(self, path: Path) -> None:
-        here = machine()
-        self.state = {"commit": here["commit"], "modified": here["modified"], "torch": here["torch"]}
+        self.state = state_of_the_code()
         self._path = path
-        self._done = {line["test"] for line in lines(path) if line["state"] == self.state and line["ended"] != "failed"}
+        if path.exists():
+            # What a run that was killed has left of its last line goes.
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        last = {line["test"]: line["ended"] for line in lines(path) if line["state"] == self.state}
+        self._done = {test for test, ended in last.items() if ended in ("passed", "skipped")}
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leaves out what is done."""
         known = [item for item in items if item.nodeid in self._done]
         items[:] = [item for item in items if item.nodeid not in self._done]
         config.hook.pytest_deselected(items=known)
+        for item in items:
+            self._write(item, NOT_RUN, "")
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
         """Writes a line when the test itself is over, or cannot begin."""
         report = (yield).get_result()
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if not {"method", "case"} <= params.keys() or (report.when != "call" and not (report.failed or report.skipped)):
+        if report.when != "call" and not (report.failed or report.skipped):
             return
         reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
         if report.failed:
             reason = str(call.excinfo.value).splitlines()[0] if call.excinfo and str(call.excinfo.value) else "failed"
+        self._write(item, report.outcome, reason)
+
+    def _write(self, item: pytest.Item, ended: str, reason: str) -> None:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if not {"method", "case"} <= params.keys():
+            return
         line = {
             "test": item.nodeid,
             "what": getattr(item, "originalname", item.name),
             "family": params["case"].name,
             "method": params["method"].name,
-            "ended": report.outcome,
+            "ended": ended,
             "reason": reason,
             "state": self.state,
         }
         with self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
+
+
+def state_of_the_code() -> dict[str, Any]:
+    """The commit, a digest of what differs from it in the code (None where nothing does), and torch's version."""
+    here = machine()
+    changes = ""
+    if here["commit"]:
+        command = ["git", "-C", str(ROOT), "diff", "HEAD", "--", *_CODE]
+        changes = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else None
+    return {"commit": here["commit"], "modified": digest, "torch": here["torch"]}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +102,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def table(found: Iterable[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """By family and method: "state" (works, fails, refused or not run), how many "tests" passed, and "notes".
+    """By family and method: "state" (works, fails, refused or not run to the end), how many "tests" passed, "notes".
 
     The last line of a test counts.
     """
@@ -91,7 +120,8 @@ def _cell(case: TinyCase, method: MethodCase, tests: dict[str, dict[str, Any]]) 
         return {"state": "refused", "tests": 0, "notes": [_refusal(case, method)]}
     by_end = {end: [line for line in tests.values() if line["ended"] == end] for end in ("passed", "failed", "skipped")}
     notes = {f"{line['what'].removeprefix('test_')}: {line['reason']}" for line in by_end["failed"] + by_end["skipped"]}
-    state = "not run" if not tests else "fails" if by_end["failed"] else "works"
+    whole = by_end["passed"] and not any(line["ended"] == NOT_RUN for line in tests.values())
+    state = "fails" if by_end["failed"] else "works" if whole else NOT_RUN
     return {"state": state, "tests": len(by_end["passed"]), "notes": sorted(notes)}
 
 
@@ -149,7 +179,7 @@ def main() -> None:
     states = Counter(cell["state"] for row in cells.values() for cell in row.values())
     counted = ", ".join(f"{count} {word}" for word, count in states.items())
     print(f"{TABLE.relative_to(ROOT)}: {len(cells)} pipelines with {len(METHODS)} methods: {counted}")
-    if states["fails"]:
+    if states["fails"] or states[NOT_RUN]:
         raise SystemExit(1)
 
 

@@ -145,6 +145,50 @@ def test_what_a_setting_raises_stands_in_its_row_and_what_the_baseline_raises_en
         run(MadeUp(pipe, spoil=fails).work, opened(tmp_path / "c"))
 
 
+def test_a_baseline_that_gives_other_bits_the_second_time_is_red_for_all(pipe, tmp_path):
+    rounds = []
+
+    def unsteady(frames, given, on):
+        rounds.append(on)
+        return frames if on or given["num_inference_steps"] < 8 else frames + np.float32(1e-3 * len(rounds))
+
+    store = opened(tmp_path / "b")
+    run(MadeUp(pipe, spoil=unsteady).work, store, places=PLACES[:5])
+    assert "the baseline itself gave other bits the second time" in lines(store)[1]["unsaid"]
+
+
+def test_a_setting_that_fails_and_leaves_something_behind_ends_the_benchmark(pipe, tmp_path):
+    spoiled = []
+
+    def breaks(frames, given, on):
+        if on:
+            spoiled.append(1)
+            raise RuntimeError("half of it stays")
+        return frames + np.float32(0.01) if spoiled else frames
+
+    with pytest.raises(NotGivenBack, match="after 'cache' the plain pipeline gave other bits"):
+        run(MadeUp(pipe, spoil=breaks).work, opened(tmp_path / "b"))
+
+
+def test_each_batch_is_warmed_up_and_one_that_fails_ends_nothing(pipe, tmp_path):
+    made = MadeUp(pipe)
+    sizes = []
+
+    def arguments(place, steps):
+        sizes.append((place.batch, steps))
+        if place.batch > 4:
+            raise RuntimeError("no memory")
+        return made.work.arguments(place, steps)
+
+    store = opened(tmp_path / "b")
+    places = [PLACES[0], Place("a", 0, 0, 4), Place("a", 0, 0, 8)]
+    run(replace(made.work, arguments=arguments), store, places=places)
+    assert sizes.count((4, 2)) == 2, "one short run of each setting"
+    plain, cache = lines(store)
+    assert set(plain["results_per_minute"]) == {"1", "4"} == set(cache["results_per_minute"])
+    assert plain["errors"] == ["RuntimeError: no memory"] == cache["errors"]
+
+
 def test_fewer_steps_stand_against_what_is_accelerated(pipe, tmp_path):
     def worse(frames, given, on):
         return frames + np.float32(0.05) if on else frames
@@ -184,6 +228,14 @@ def test_a_store_belongs_to_one_model_and_machine(tmp_path):
         Store.open(tmp_path / "full", IDENTITY)
     with pytest.raises(AccelError, match="give a folder that accel bench has written"):
         Store.read(tmp_path / "nothing")
+
+
+def test_measuring_afresh_takes_away_what_a_benchmark_wrote_and_nothing_else(pipe, tmp_path):
+    store = opened(tmp_path / "b")
+    run(MadeUp(pipe).work, store, places=PLACES[:1], keep=lambda place: True)
+    (tmp_path / "b" / "report.html").write_text("mine")
+    Store.clear(tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["report.html"]
 
 
 def test_clips_are_kept_as_they_are_shown(pipe, tmp_path):

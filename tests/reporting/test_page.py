@@ -46,6 +46,10 @@ def test_the_plot_is_the_same_for_the_same_figures():
     assert front.draw(found, "png").startswith(b"\x89PNG")
 
 
+def test_a_name_with_dollar_signs_is_no_formula():
+    assert b"a$_$" in front.draw(front.points([line("a$_$", 1.5, 40.0)]), "svg")
+
+
 def test_grids_are_what_the_summary_says():
     summary = {
         "settings": {"tdc": {"threshold": 0.1, "max_skips": 3}},

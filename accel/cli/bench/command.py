@@ -22,7 +22,10 @@ _DEMO_PROMPTS = 2
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one `accel bench` was asked, as far as it is known before the model is."""
+    """What one `accel bench` was asked, as far as it is known before the model is.
+
+    `kind` names the folder of the results below the default one, where `folder` is None.
+    """
 
     base: request.Request
     settings: tuple[str, ...]
@@ -43,6 +46,7 @@ class Wanted:
     retry: bool
     command: str
     form: Format
+    kind: str = "bench"
 
 
 def bench(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from accel.cli.libraries import quiet_libraries
 from accel.cli.options import CALL, NUMBER, WHOLE, Dtype, option
 from accel.cli.printing import Format
 from accel.errors import AccelError
-from accel.reporting.files import check_folder
+from accel.reporting.files import check_folder, check_free
 
 _WHAT, _HOW, _WHERE = "What to compare", "Model and machine", "Output"
 _OF_RUNS = ("size", "dtype", "device", *CALL)
@@ -24,7 +25,7 @@ def compare(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            help="A folder of accel bench. If left out, the settings are run, each once, and kept as accel bench does.",
+            help="A folder of accel bench. If left out, the settings are run, each once, and kept in outputs/compare/.",
             metavar="FOLDER",
             show_default=False,
         ),
@@ -90,6 +91,7 @@ def compare(
         if output.suffix.lower() != ".png":
             raise AccelError(f"{output} is not the name of a .png file; try -o {output.with_suffix('.png')}")
         check_folder(output.expanduser().parent)
+        check_free([output.expanduser()], overwrite=overwrite)
     if fps is not None and not 1 <= fps <= 240:
         raise AccelError(f"--fps {fps:g} is not possible; it is from 1 to 240")
     quiet_libraries(bars=form is Format.HUMAN and sys.stderr.isatty() and (model or "demo") != "demo")
@@ -146,6 +148,8 @@ def _wanted(given: dict[str, object], settings: list[str], form: Format) -> Want
         folder=None,
         fresh=False,
         retry=False,
-        command="accel compare",
+        command=f"accel {shlex.join(sys.argv[1:])}",
         form=form,
+        # Apart from those of accel bench, whose plan stays and whose runs may have left no clips to be shown.
+        kind="compare",
     )

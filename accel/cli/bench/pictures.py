@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from accel.cli.bench.results import Results
@@ -32,7 +31,7 @@ def film(results: Results, films: Sequence[Film], fps: float | None) -> bytes:
     """All of them side by side as an mp4 file."""
     size = results.identity["size"]
     pace = fps or (demo.defaults(size)["fps"] if size else _FPS)
-    write, _ = encode(film_of_films(films).astype(np.float32) / 255, ".mp4", pace)
+    write, _ = encode(film_of_films(films), ".mp4", pace)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         write(path)

@@ -86,7 +86,7 @@ def _identity(results: Results) -> list[tuple[str, str]]:
 
 
 def _section(results: Results, setting: Setting) -> Section:
-    """The setting as it held in its last run, and what that run's methods did."""
+    """The setting as it held in its first run, and what that run's methods did."""
     cells = [cell for place in results.places if (cell := results.store.find(setting, place)) is not None]
     done = [cell.figures["summary"] for cell in cells if cell.error is None and cell.figures["summary"] is not None]
     errors = [cell.error for cell in cells if cell.error is not None]

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from accel.measure.timing import machine
 from accel.measure.trial import Setting
 from accel.pipelines import demo
 from accel.pipelines.loading import look_up
+from accel.pipelines.sites import inspect_pipeline
 from accel.reporting import side_file
 
 _RESULTS = ("num_videos_per_prompt", "num_images_per_prompt")
@@ -84,21 +84,27 @@ def measured(wanted: Wanted) -> Results:
     if base.model != "demo":
         say(f"loading {base.model}", form)
     ready = load_ready(base, AccelConfig(), place_of(base))
-    call.check_call(ready.pipe, ready.request)
+    for prompt in wanted.prompts:
+        call.call_arguments(ready.pipe, replace(ready.request, prompt=prompt, seed=wanted.seeds[-1]))
     _check_batches(ready.pipe, wanted.batches)
     check(ready.pipe, plan.settings)
     judged_by = _judge(wanted)
-    identity = _identity(wanted, ready)
-    where = wanted.folder or DEFAULT_FOLDER / "bench" / _folder_name(ready, identity)
-    if wanted.fresh and (where / HEADER_FILE).exists():
-        shutil.rmtree(where)
-    store = Store.open(where, identity)
-    store.write_header(identity, plan.to_dict(wanted))
+    identity = _identity(wanted, plan, ready)
+    where = wanted.folder or DEFAULT_FOLDER / wanted.kind / _folder_name(ready, identity)
+    fresh = wanted.fresh and (where / HEADER_FILE).exists()
+    if not fresh:
+        Store.check(where, identity)
+    where.mkdir(parents=True, exist_ok=True)
+    # Whoever is at work there goes on with its own plan and files: nothing changes before the folder is ours.
     with _alone(where):
+        if fresh:
+            Store.clear(where)
+        store = Store.open(where, identity)
+        store.write_header(identity, plan.to_dict(wanted))
         if wanted.retry:
             store.drop([cell for cell in store if cell.error is not None])
         _measure(wanted, plan, ready, judged_by, store)
-    return Results.read(where)
+        return Results.read(where)
 
 
 def _plan(wanted: Wanted, pipeline: type, beside: Path | None) -> Plan:
@@ -142,8 +148,8 @@ def _results_argument(pipe: Any) -> str | None:
     return next((name for name in _RESULTS if name in call.parameters_of(pipe)), None)
 
 
-def _identity(wanted: Wanted, ready: Ready) -> dict[str, Any]:
-    """What all runs of a folder have in common."""
+def _identity(wanted: Wanted, plan: Plan, ready: Ready) -> dict[str, Any]:
+    """What all runs of a folder have in common; the quality of each is that beside the baseline."""
     request = ready.request
     arguments = call.call_arguments(ready.pipe, request)
     signature = {name: p.default for name, p in inspect.signature(ready.pipe.__call__).parameters.items()}
@@ -152,7 +158,7 @@ def _identity(wanted: Wanted, ready: Ready) -> dict[str, Any]:
         "size": request.demo_size,
         "pipeline": type(ready.pipe).__name__,
         "weights": ready.weights,
-        "dtype": str(ready.pipe.dtype).removeprefix("torch."),
+        "dtype": str(inspect_pipeline(ready.pipe).denoisers[0].module.dtype).removeprefix("torch."),
         "call": side_file.plain_data(
             {
                 name: value
@@ -161,6 +167,7 @@ def _identity(wanted: Wanted, ready: Ready) -> dict[str, Any]:
             }
         ),
         "options": {name: value for name, value in request.options().items() if name not in ("fps", "dtype")},
+        "baseline": f"{plan.baseline.name}, {plan.baseline.fingerprint[:8]}",
         "measures": {"lpips": wanted.lpips is not None, "clip": wanted.clip_model and wanted.clip_model.name},
         "machine": machine(request.device),
         "accel": side_file.versions()["accel"],
@@ -254,7 +261,8 @@ def _work(ready: Ready, judged_by: Callable[..., dict[str, Any]]) -> Work:
         return found
 
     def judged(frames: np.ndarray, reference: np.ndarray | None, place: Place) -> dict[str, Any]:
-        return judged_by(frames, reference, place.prompt)
+        # The detector of what a prompt names knows the built-in model's scenes.
+        return judged_by(frames, reference, place.prompt, scenes=ready.request.demo_size is not None)
 
     return Work(
         pipe,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def read_file(path: Path, beside: Path | None) -> list[Setting]:
     for name, value in data.items():
         try:
             if isinstance(value, str):
-                one = read(f"{name}: {value}", beside)
+                one = replace(read(value, beside), name=" ".join(str(name).split()))
             elif isinstance(value, Mapping):
                 one = _of_mapping(str(name), value)
             else:
@@ -96,13 +97,15 @@ def read_file(path: Path, beside: Path | None) -> list[Setting]:
 
 
 def named_apart(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings, each once; refuses two of one name that differ.
+    """The settings, each once; refuses two of one name that differ, and another that is called plain.
 
     Raises:
         AccelError: the name.
     """
     found: dict[str, Setting] = {}
     for one in settings:
+        if one.name == PLAIN and one.fingerprint != plain().fingerprint:
+            raise AccelError("plain is the pipeline as it is; give the setting that is called so another name")
         known = found.setdefault(one.name, one)
         if known.fingerprint != one.fingerprint:
             raise AccelError(f"two settings are called {one.name!r}; name one of them, as in 'other: cache=tdc'")
