@@ -1,0 +1,79 @@
+"""Tables of README and docs that quote `bench/results`: written by a command, and held by a test.
+
+python -m bench.quoted
+
+A document has a line `<!-- quoted: NAME -->` before each table and `<!-- end -->` behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+_PLACE = re.compile(r"(<!-- quoted: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# The forms of `bench.sparse_attention`, and what the documents call them.
+_FORMS = {
+    "dropped": "blocks dropped",
+    "zeroth": "zeroth tail",
+    "PISA": "PISA (hybrid tail)",
+    "AdaSpa": "AdaSpa",
+    "search": '`router="search"`',
+}
+
+
+def sparse_attention() -> list[str]:
+    """Quality and speed of every form at every density."""
+    rows: dict[str, Any] = {row["setting"]: row for row in _read("cpu/sparse_attention.json")["rows"]}
+    densities = list(dict.fromkeys(name.rpartition(" ")[2] for name in rows if "density" in name))
+    found = [("density", *_FORMS.values())]
+    for density in densities:
+        found.append((density, *(_in_a_cell(rows[f"{form}, density {density}"]) for form in _FORMS)))
+    return _table(found)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {"sparse_attention": sparse_attention}
+
+
+def renewed(text: str) -> str:
+    """A document with its tables as the results have them."""
+
+    def table(match: re.Match[str]) -> str:
+        return match[1] + "\n".join(TABLES[match[2]]()) + "\n" + match[3]
+
+    return _PLACE.sub(table, text)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _in_a_cell(row: dict[str, Any]) -> str:
+    decibels, similarity = (statistics.mean(v for v in row[key] if v is not None) for key in ("psnr_db", "ssim"))
+    shown, speed = row["prompt_accuracy"]["all"], row["loop_speed_up"]
+    return f"{decibels:.1f} dB, {similarity:.3f}, {shown:.2f}, {speed:.2f}×"
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def main() -> None:
+    """Writes the tables anew."""
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        if renewed(text) != text:
+            path.write_text(renewed(text), encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: written anew")
+
+
+if __name__ == "__main__":
+    main()
