@@ -55,7 +55,8 @@ def test_compiled_blocks_stay_one_graph_for_all_sites(name: str) -> None:
         with serving_blocks(pipe, attend):
             torch.testing.assert_close(short(case, pipe, num_inference_steps=1), plain, rtol=1e-4, atol=1e-4)
         blocks = len(inspect_pipeline(pipe).denoisers[0].blocks)
-        assert indices == list(range(blocks)) * (case.forwards["transformer"] // 8)
+        # Some pipelines cannot do with one step.
+        assert indices == list(range(blocks)) * (case.forwards["transformer"] // 8 * case.fewest_steps)
         assert text == case.text_lengths
 
     run()
