@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accel.cli import call, compare, methods, recorded
+from accel.cli import call, dense_comparison, methods, recorded
 from accel.cli.exits import note
 from accel.cli.methods import MethodOptions
 from accel.cli.once import Done, run_once
@@ -62,9 +62,9 @@ def carry_out(request: Request, options: MethodOptions, target: Destination, for
     comparison = None
     with recorded.threads(request.recorded):
         if request.compare_dense:
-            done, plain = compare.run_both(pipe, request, config, label)
-            comparison = compare.compare(done, plain, request)
-            sheet = {files.sheet: compare.sheet(done, plain)}
+            done, plain = dense_comparison.run_both(pipe, request, config, label)
+            comparison = dense_comparison.compare(done, plain, request)
+            sheet = {files.sheet: dense_comparison.sheet(done, plain)}
         else:
             done = run_once(pipe, request, config)
         data = recorded.describe(ready, done, files.media, comparison)
@@ -122,7 +122,7 @@ def _what(ready: Ready, arguments: dict[str, Any]) -> str:
 def _say_what_ran(done: Done, comparison: dict[str, Any] | None, form: Format) -> None:
     if done.summary is not None:
         say(str(done.summary), form)
-    for line in compare.lines(comparison) if comparison is not None else []:
+    for line in dense_comparison.lines(comparison) if comparison is not None else []:
         say(line, form)
 
 

@@ -65,7 +65,7 @@ def test_head_sizes(size: int, takes: bool) -> None:
 
 def test_kinds_of_attention() -> None:
     """On a family whose attention reaches back to earlier chunks, say."""
-    fact: Any = SimpleNamespace(kind="chunk")
+    fact: Any = SimpleNamespace(kind="chunk", among_tokens=True)
     stack = replace(WAN.family.stacks[0], attention=(fact,))
     place = replace(WAN, family=replace(WAN.family, stacks=(stack,), beside={}))
     line = refused(place, attention="adaspa")
