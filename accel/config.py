@@ -6,7 +6,8 @@ The form in a file is JSON or YAML::
     cache:
       - {method: delta, interval: 3}
 
-`attention` and `quantize` hold one method each, `cache` a list.
+`attention` and `quantize` hold one method each, `cache` a list; `optional` names those of them that are left out, with
+a note, on a model that does not allow them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class AccelConfig(BaseModel):
         attention: Configuration of the sparse attention, None for dense.
         cache: Configurations of the caches, in any order.
         quantize: Configuration of the quantization, None for none.
+        optional: Names of the methods among these that are left out, with a note, where the model does not allow them;
+            any other is refused there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -48,15 +51,23 @@ class AccelConfig(BaseModel):
     attention: MethodConfig | None = None
     cache: tuple[MethodConfig, ...] = ()
     quantize: MethodConfig | None = None
+    optional: tuple[str, ...] = ()
 
     def __init__(self, **data: Any) -> None:
         # Not a validator, because pydantic would wrap the refusal in an error of its own.
         super().__init__(**_resolved(data))
 
+    def with_methods(self, **chosen: Any) -> AccelConfig:
+        """A copy with other methods under some of the keywords; those are not optional."""
+        kept = {keyword: getattr(self, keyword) for keyword in _KEYWORDS if keyword not in chosen}
+        names = [c.method for keyword in kept for c in _listed(kept[keyword])]
+        optional = tuple(name for name in self.optional if name in names)
+        return AccelConfig(version=self.version, **kept, **chosen, optional=optional)
+
     @property
     def methods(self) -> tuple[MethodConfig, ...]:
         """All active configurations."""
-        return tuple(c for c in (self.attention, *self.cache, self.quantize) if c is not None)
+        return tuple(c for keyword in _KEYWORDS for c in _listed(getattr(self, keyword)))
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> AccelConfig:
         """A copy with these settings, all put in together, so that some may be possible only beside others.
@@ -110,6 +121,7 @@ class AccelConfig(BaseModel):
             "attention": _plain(self.attention),
             "cache": [_plain(c) for c in self.cache],
             "quantize": _plain(self.quantize),
+            "optional": list(self.optional),
         }
 
     @classmethod
@@ -160,6 +172,7 @@ class AccelConfig(BaseModel):
             attention=self.attention and change(self.attention),
             cache=tuple(change(c) for c in self.cache),
             quantize=self.quantize and change(self.quantize),
+            optional=self.optional,
         )
 
 
@@ -177,6 +190,8 @@ def _resolved(data: dict[str, Any]) -> dict[str, Any]:
     for keyword in ("attention", "quantize"):
         resolved[keyword] = _one(keyword, data.get(keyword))
     resolved["cache"] = _several("cache", data.get("cache"))
+    names = [c.method for keyword in _KEYWORDS for c in _listed(resolved[keyword])]
+    resolved["optional"] = _optional(data.get("optional"), names)
     return resolved
 
 
@@ -203,6 +218,20 @@ def _several(keyword: str, value: Any) -> tuple[MethodConfig, ...]:
     if twice is not None:
         raise AccelError(f"{keyword} names {twice} twice")
     return methods
+
+
+def _optional(value: Any, methods: list[str]) -> tuple[str, ...]:
+    if value is not None and not (isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)):
+        raise AccelError(f"optional takes a list of names of methods, not {value!r}")
+    for name in value or ():
+        if name not in methods:
+            raise AccelError(f"optional names {name!r}, which is not on{nearest(name, methods)}")
+    return tuple(dict.fromkeys(value or ()))
+
+
+def _listed(value: Any) -> tuple[MethodConfig, ...]:
+    """What a keyword holds, as a list."""
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def _method(keyword: str, value: Any) -> MethodConfig:

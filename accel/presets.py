@@ -1,7 +1,9 @@
 """The presets `quality`, `balanced` and `fast`.
 
-A preset is data in the form of a configuration file. The values are chosen by us; `bench/results` holds the
-measurements behind them.
+A preset is data in the form of a configuration file. All of its methods are optional: where the model does not allow
+one, it is left out, and the summary says so. The thresholds are chosen by us on the built-in model
+(bench/results/cpu/tdc.md). PISA has the values that were published for the kind of model, from as many tokens on as the
+smallest case that a gain was published for has (FLUX at 1024×1024, arXiv 2602.01077); no device has confirmed it here.
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ from accel.config import AccelConfig
 from accel.errors import AccelError
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quality": {"cache": [{"method": "delta", "interval": 2, "cached_blocks": 0.5, "dense_steps": 0.2}]},
-    "balanced": {"cache": [{"method": "delta", "interval": 2, "cached_blocks": 0.75, "dense_steps": 0.1}]},
-    "fast": {"cache": [{"method": "delta", "interval": 3, "cached_blocks": 0.75, "dense_steps": 0.1}]},
+    "quality": {"cache": [{"method": "tdc", "threshold": 0.05}], "optional": ["tdc"]},
+    "balanced": {"cache": [{"method": "tdc", "threshold": 0.1}], "optional": ["tdc"]},
+    "fast": {
+        "attention": {"method": "pisa", "min_tokens": 4096},
+        "cache": [{"method": "tdc", "threshold": 0.2}],
+        "optional": ["pisa", "tdc"],
+    },
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from accel.config import CONFIG_NAME, AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.methods.base import Context, Method, MethodConfig, registered
-from accel.methods.rules import Place, checked, remarks
+from accel.methods.rules import Place, remarks, standing
 from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.families import families
 from accel.pipelines.sites import (
@@ -53,7 +53,7 @@ class Session:
         self._hooks = HookSet(self)
         self._undo: list[Callable[[], None]] = []
         context = Context(facts, self._clock, self._board, self._recorder, self._hooks)
-        configs = checked(config.methods, Place.of(facts))
+        configs, self._left_out = standing(config.methods, config.optional, Place.of(facts))
         self._methods: list[Method] = [registered()[c.method].method.on(c, context) for c in configs]
         self._final: Summary | None = None
         self._warned = False
@@ -110,7 +110,7 @@ class Session:
         """What really ran, run by run; also after `disable`."""
         if self._final is not None:
             return self._final
-        return summarize(self._pipe, self._facts, self.config, self._methods, self._recorder)
+        return summarize(self._pipe, self._facts, self.config, self._methods, self._recorder, self._left_out)
 
     def forget(self) -> None:
         """Drops the records of the runs so far, so that a summary tells of those from here on and memory does not grow.
@@ -336,7 +336,7 @@ def resolve(
     else:
         config = _read(preset_or_config)
     if chosen:
-        config = AccelConfig(**{**{k: getattr(config, k) for k in ("attention", "cache", "quantize")}, **chosen})
+        config = config.with_methods(**chosen)
     return config.with_overrides(overrides or {})
 
 

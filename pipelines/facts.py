@@ -198,6 +198,8 @@ class Family:
     pixels: int = 1
     # The transformer may be given one timestep per token instead of one per sample.
     per_token_timesteps: bool = False
+    # Share of a run's steps, from the start, that publications on sparse attention leave dense; None without any.
+    early_steps: float | None = None
     # Where the pipelines generate chunk by chunk.
     chunks: Chunks | None = None
     # Classes of `pipe.guider` that can be followed (see `accel.pipelines.guiders`); empty where pipelines have none.

@@ -73,13 +73,24 @@ def test_settings_are_put_in_together(names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_are_valid_and_take_overrides(name: str) -> None:
     assert preset(name).methods
-    assert resolve(name, {}, {"interval": 5}).cache[0].model_dump()["interval"] == 5
+    config = resolve(name, {}, {"threshold": 0.5})
+    assert config.cache[0].model_dump()["threshold"] == 0.5
+    assert set(config.optional) == {method.method for method in config.methods}
+    assert AccelConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_method_that_is_asked_for_is_not_optional() -> None:
+    assert resolve("fast", {"attention": "pisa"}).optional == ("tdc",)
+    assert resolve("fast", {"attention": "adaspa", "cache": "delta"}).optional == ()
+    assert resolve("fast", {"cache": "none"}).optional == ("pisa",)
+    assert AccelConfig(cache="delta", optional=["delta"]).with_setting("interval", 3).optional == ("delta",)
 
 
 def test_what_a_call_of_enable_means(tmp_path: Path) -> None:
     assert resolve(None) == preset("balanced")
     assert resolve(None, {"cache": "delta"}).cache == (DeltaCacheConfig(),)
-    assert resolve("fast", {"cache": "none"}).methods == ()
+    assert [method.method for method in resolve("fast", {"cache": "none"}).methods] == ["pisa"]
+    assert resolve("fast", {"cache": "none", "attention": "dense"}).methods == ()
     assert resolve({"cache": [DELTA]}).cache == (DeltaCacheConfig(interval=3, cached_blocks=0.5),)
     saved = AccelConfig(cache=[DELTA])
     saved.save_pretrained(tmp_path)
@@ -98,6 +109,8 @@ REFUSED = {
     "config in the wrong keyword": (lambda: AccelConfig(quantize=DeltaCacheConfig()), "goes to cache="),
     "twice": (lambda: AccelConfig(cache=["delta", "delta"]), "names delta twice"),
     "a list for one": (lambda: AccelConfig(attention=["dense"]), "one method, not a list"),
+    "optional without the method": (lambda: AccelConfig(cache="tdc", optional=["pisa"]), "'pisa', which is not on"),
+    "optional as a word": (lambda: AccelConfig(cache="tdc", optional="tdc"), "list of names of methods, not 'tdc'"),
     "a number": (lambda: AccelConfig(cache=3), "not 3"),
     "unknown setting": (lambda: AccelConfig(cache={**DELTA, "intervall": 2}), "nearest: 'interval'"),
     "out of range": (lambda: AccelConfig(cache={**DELTA, "interval": 0}), "nearest: 1"),
@@ -105,7 +118,7 @@ REFUSED = {
     "text for a number": (lambda: AccelConfig(cache={**DELTA, "interval": "2"}), "interval='2' is not possible"),
     "a truth value for a number": (lambda: AccelConfig(cache={**DELTA, "interval": True}), "interval=True"),
     "not a number": (lambda: AccelConfig(cache={**DELTA, "boundary": float("nan")}), "boundary=nan"),
-    "flat keyword of nobody": (lambda: resolve("fast", {}, {"intervl": 2}), "nearest: 'interval'"),
+    "flat keyword of nobody": (lambda: resolve("fast", {}, {"threshhold": 2}), "nearest: 'threshold'"),
     "flat keyword of a method that is off": (lambda: resolve(AccelConfig(), {}, {"interval": 2}), "cache='delta'"),
     "path to nobody": (lambda: AccelConfig(cache="delta").with_setting("quantize.bits", 4), "active: cache.delta"),
     "path to no setting": (lambda: AccelConfig(cache="delta").with_setting("cache.intervl", 4), "nearest: 'interval'"),

@@ -164,7 +164,7 @@ def test_methods_off_is_plain_and_said_so(pipe: Any) -> None:
 
 
 def test_summary_in_three_forms_before_and_after_disable(pipe: Any) -> None:
-    with accel.enable(pipe, "balanced") as session:
+    with accel.enable(pipe, accel.AccelConfig(cache="delta")) as session:
         assert "no run yet" in str(session.summary())
         TINY["wan"].run(pipe)
     summary = session.summary()

@@ -42,7 +42,7 @@ def foresee(model: str, preset: str | None) -> dict[str, Any]:
             "title": family.title,
             "guidance": place.guidance.form if place.guidance is not None else None,
         },
-        "turned_on": {"by": origin, "asked_for": preset is not None, "methods": _methods(config, place)},
+        "turned_on": {"by": origin, "asked_for": preset is not None, **_methods(config, place)},
     }
 
 
@@ -62,6 +62,7 @@ def lines(data: dict[str, Any]) -> list[str]:
         found += columns(rows, indent="      ")
         if method["needs"]:
             found.append(f"      needs {'; '.join(method['needs'])}")
+    found += [f"  {remark}" for remark in turned_on["left_out"]]
     return found
 
 
@@ -86,11 +87,12 @@ def _place(pipeline: type, folder: Path) -> tuple[Family, Place]:
 
 def _methods(config: AccelConfig, place: Place) -> dict[str, Any]:
     from accel.methods.base import registered
-    from accel.methods.rules import checked
+    from accel.methods.rules import standing
 
     found = {}
-    for settled in checked(config.methods, place):
+    configs, left_out = standing(config.methods, config.optional, place)
+    for settled in configs:
         explained = meanings(type(settled))
         settings = {n: {"value": v, "meaning": explained[n]} for n, v in settled.model_dump().items()}
         found[settled.method] = {**about(registered()[settled.method]), "settings": settings}
-    return found
+    return {"methods": found, "left_out": list(left_out)}

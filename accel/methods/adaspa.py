@@ -7,8 +7,9 @@ is concentrated give part of their budget to heads whose mass is not.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
+from pydantic import Field
 from torch import Tensor
 
 from accel.errors import AccelError
@@ -47,8 +48,8 @@ class AdaSpaConfig(MethodConfig):
         block_size: Tokens of a block.
         tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call", for
             every attention call; "forward", once per call of the transformer, before its first block, so that hooks on
-            blocks see that order too; "none", not at all. The paper does
-            not say; ours.
+            blocks see that order too; "none", not at all. The paper does not say; ours.
+        min_tokens: Image tokens from which on attention is sparse; with fewer every call stays dense.
     """
 
     method: ClassVar[str] = "adaspa"
@@ -67,6 +68,7 @@ class AdaSpaConfig(MethodConfig):
     tail: Tail = "none"
     block_size: BlockSize = 64
     tiling: Tiling = "call"
+    min_tokens: Annotated[int, Field(ge=0)] = 0
 
     def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
         """The same with the published recall where nothing is said; refuses one that nothing would read."""

@@ -51,8 +51,9 @@ class PISAConfig(MethodConfig):
             arXiv 2607.24027); the density is then a wish, met where scores are normally distributed. "search" is
             AdaSpa's search (arXiv 2502.21079) by the error of the tail, and ours.
         block_size: Tokens of a block.
-        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.25 for videos and 0 for
-            images. Published are 0.3 for Wan 1.3B and 0.2 for Wan 14B and HunyuanVideo, and none for images.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is what was published for the
+            family: 0.2 for HunyuanVideo, none for images, and for other videos 0.25, between Wan 1.3B's 0.3 and Wan
+            14B's 0.2.
         dense_layers: Blocks of the transformer, from the first, that stay dense; None is the published 1 for videos and
             4 for images. The blocks of VACE that make hints count as the block that their hint is added to.
         search_steps: Where in the run the router "search" looks, as fractions of its steps; steps before the first are
@@ -60,6 +61,7 @@ class PISAConfig(MethodConfig):
         tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call", for
             every attention call; "forward", once per call of the transformer, before its first block, so that hooks on
             blocks see that order too; "none", not at all.
+        min_tokens: Image tokens from which on attention is sparse; with fewer every call stays dense.
     """
 
     method: ClassVar[str] = "pisa"
@@ -79,11 +81,14 @@ class PISAConfig(MethodConfig):
     dense_layers: Annotated[int, Field(ge=0)] | None = None
     search_steps: Places | None = None
     tiling: Tiling = "call"
+    min_tokens: Annotated[int, Field(ge=0)] = 0
 
     def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
         """The same with the published values where nothing is said; refuses search_steps where no search would look."""
         published = _VIDEO if family.makes_videos else _IMAGE
         given = {name: value for name, value in self.model_dump().items() if value is not None}
+        if family.early_steps is not None:
+            published = {**published, "dense_steps": family.early_steps}
         settings = {**published, **given}
         if settings["router"] == "search":
             settings.setdefault("search_steps", _SEARCH_STEPS)

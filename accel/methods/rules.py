@@ -106,6 +106,26 @@ def checked(configs: Sequence[MethodConfig], place: Place) -> tuple[MethodConfig
     return tuple(settled)
 
 
+def standing(
+    configs: Sequence[MethodConfig], optional: Sequence[str], place: Place
+) -> tuple[tuple[MethodConfig, ...], tuple[str, ...]]:
+    """As :func:`checked`, but methods that are optional are left out where they cannot stand: those that do stand, and
+    for each of the others a remark with the reason. Of two optional ones that exclude each other the first stays.
+    """
+    kept = [config for config in configs if config.method not in optional]
+    remarks = []
+    for config in configs:
+        if config in kept:
+            continue
+        try:
+            checked([*kept, config], place)
+        except AccelError as error:
+            remarks.append(f"{config.method} is left out: {error}")
+        else:
+            kept.append(config)
+    return checked([config for config in configs if config in kept], place), tuple(remarks)
+
+
 def remarks(method: Method, num_steps: int, device: str) -> list[str]:
     """What keeps a method from bringing much in a run of so many steps on this kind of device."""
     name, needs, found = method.config.method, method.needs, []

@@ -102,7 +102,14 @@ class SparseAttention(Method):
 
     def _wanted(self, moment: Moment, depth: int) -> bool:
         """Whether a block at this depth is to be sparse."""
-        return not (self.scheduled_dense(moment, depth) or self.context.board.dense_demanded(depth))
+        return not (
+            self.scheduled_dense(moment, depth)
+            or self.context.board.dense_demanded(depth)
+            or self._too_few(moment.grid)
+        )
+
+    def _too_few(self, grid: tuple[int, int, int] | None) -> bool:
+        return grid is not None and math.prod(grid) < self.config.min_tokens
 
     def _attend(
         self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
@@ -205,7 +212,10 @@ class SparseAttention(Method):
     def describe(self, record: RunRecord) -> str:
         report = self.report(record)
         if not report["sparse"]:
-            return f"all {report['attention_calls']} attention calls were dense"
+            why = ""
+            if record.grid is not None and self._too_few(record.grid):
+                why = f": {math.prod(record.grid):,} tokens, and min_tokens={self.config.min_tokens}"
+            return f"all {report['attention_calls']} attention calls were dense{why}"
         searched = f"; {report['searches']} searches, {report['searched']} of them dense" if report["searches"] else ""
         tiled = f"; tokens tiled once in {report['tiled_forwards']} forwards" if report["tiled_forwards"] else ""
         searched += f"; {report['refreshed']} dense for a prior" if report["refreshed"] else ""
@@ -218,7 +228,7 @@ class SparseAttention(Method):
 
     def idle_reason(self, record: RunRecord) -> str | None:
         name = self.config.method
-        if record.count(name, "sparse") or self.config.density == 1.0:
-            return None
+        if record.count(name, "sparse") or self.config.density == 1.0 or self._too_few(record.grid):
+            return None  # With too few tokens it was not asked to, which `describe` says.
         reasons = [reason for method, reason in record.fallbacks if method == name]
         return "; ".join(reasons) or self.why_all_dense(record.num_steps)

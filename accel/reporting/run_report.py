@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from accel.config import AccelConfig
@@ -27,8 +28,9 @@ class Summary:
         return f"<Summary of {len(self._data['runs'])} runs of {self._data['pipeline']}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: `pipeline`, `family`, `config` as asked for, `settings` as they held, and per run its size, its
-        seconds, the methods' figures and counts, the blocks that each of them did what with, fallbacks and notes.
+        """Plain data: `pipeline`, `family`, `config` as asked for, `settings` as they held, what was `left_out` of it,
+        and per run its size, its seconds, the methods' figures and counts, the blocks that each of them did what with,
+        fallbacks and notes.
         """
         return json.loads(self.to_json())
 
@@ -38,9 +40,14 @@ class Summary:
 
 
 def summarize(
-    pipe: Any, facts: PipelineFacts, config: AccelConfig, methods: list[Method], recorder: Recorder
+    pipe: Any,
+    facts: PipelineFacts,
+    config: AccelConfig,
+    methods: list[Method],
+    recorder: Recorder,
+    left_out: Sequence[str] = (),
 ) -> Summary:
-    """Reads the recorder and says it in words."""
+    """Reads the recorder and says it in words; `left_out` are remarks on optional methods that are not there."""
     denoiser = facts.denoisers[0].module
     data: dict[str, Any] = {
         "pipeline": type(pipe).__name__,
@@ -50,11 +57,13 @@ def summarize(
         "config": config.to_dict(),
         # As they hold for this pipeline, with what the configuration leaves open.
         "settings": {method.config.method: method.config.model_dump() for method in methods},
+        "left_out": list(left_out),
         "runs": [_run(record, methods) for record in recorder.runs],
         "calls_outside_runs": recorder.outside_calls,
     }
     lines = [f"{data['pipeline']} ({facts.family.title}), {data['device']}, {data['dtype']}"]
     lines += [_settings(method) for method in methods] or ["no method is on: every run is plain"]
+    lines += left_out
     shown = recorder.runs[-_SHOWN_RUNS:]
     if len(shown) < len(recorder.runs):
         lines.append(f"the last {len(shown)} of {len(recorder.runs)} runs (to_dict() has them all)")

@@ -38,5 +38,6 @@ FAMILY = Family(
     ),
     modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
     modulation=("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear"),
+    early_steps=0.2,  # PISA, arXiv 2602.01077: 10 of 50
     notes=("the text behind the video is padded; a key mask hides the padding",),
 )

@@ -20,7 +20,7 @@ PROMPT = DEMO[2]
 
 
 def test_a_video_with_its_side_file(make: Accel, tmp_path: Path) -> None:
-    result = make(*DEMO, "-o", "circle.mp4")
+    result = make(*DEMO, "--steps", 10, "-o", "circle.mp4")
     assert set(listing(tmp_path)) == {"circle.mp4", "circle.json"}
     reader = imageio_ffmpeg.read_frames(tmp_path / "circle.mp4")
     meta = next(reader)
@@ -35,20 +35,20 @@ def test_a_video_with_its_side_file(make: Accel, tmp_path: Path) -> None:
         "height": 128,
         "width": 128,
         "num_frames": 9,
-        "num_inference_steps": 3,
+        "num_inference_steps": 10,
         "guidance_scale": 4.0,
         "num_videos_per_prompt": 1,
         "max_sequence_length": 24,
     }
-    assert data["acceleration"]["cache"][0]["method"] == "delta"
-    assert data["summary"]["runs"][0]["methods"]["delta"]["reused"] > 0
+    assert data["acceleration"]["cache"][0]["method"] == "tdc"
+    assert data["summary"]["runs"][0]["methods"]["tdc"]["reused"] > 0
     assert set(data["versions"]) == {"accel", "python", "torch", "diffusers", "transformers", "triton"}
     assert 0 < data["seconds"]["loop"] < data["seconds"]["call"]
 
     # The configuration is said before the run, what ran after it, and stderr holds nothing else.
     lines = result.out.splitlines()
-    assert "seed 7" in lines[0] and lines[1].startswith("balanced: cache delta (interval=2")
-    assert "delta: reused" in result.out and "circle.mp4: 9 frames of 128x128 at 8 fps" in lines
+    assert "seed 7" in lines[0] and lines[1].startswith("balanced: cache tdc (threshold=0.1")
+    assert "tdc: reused" in result.out and "circle.mp4: 9 frames of 128x128 at 8 fps" in lines
     assert result.err == ""
 
 
@@ -74,7 +74,7 @@ def test_json_is_one_object_on_stdout(make: Accel, tmp_path: Path) -> None:
     assert data["paths"]["output"] == str(tmp_path / "a.png")
     side = json.loads(Path(data["paths"]["side_file"]).read_text())
     assert {name: value for name, value in data.items() if name in side} | {"schema": 1, "kind": side["kind"]} == side
-    assert "balanced: cache delta" in result.err
+    assert "balanced: cache tdc" in result.err
 
 
 def test_a_video_as_png_is_a_sheet_and_says_so(make: Accel, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_seed_is_drawn_and_reported(make: Accel) -> None:
 
 def test_options_reach_the_call_and_the_methods(make: Accel) -> None:
     data = make(
-        *(*DEMO, "-o", "a.gif", "--format", "json", "--preset", "fast"),
+        *(*DEMO, "-o", "a.gif", "--format", "json", "--cache", "delta"),
         *("--height", 64, "--width", 96, "--num_frames", 5, "--guidance-scale", 1, "--num-inference-steps", 4),
         *("--set", "cache.interval=4", "--set", "dense_steps=1e-1", "--set", "delta.boundary=0.5"),
     ).json
@@ -142,7 +142,8 @@ def test_a_config_file(make: Accel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--preset", "none"], ["--cache", "none"], ["--preset", "fast", "--cache", "none"]]
+    "options",
+    [["--preset", "none"], ["--cache", "none"], ["--preset", "fast", "--cache", "none", "--attention", "dense"]],
 )
 def test_plain_runs(options: list[str], make: Accel) -> None:
     data = make(*DEMO, "-o", "a.gif", "--format", "json", *options).json
@@ -150,7 +151,7 @@ def test_plain_runs(options: list[str], make: Accel) -> None:
 
 
 def test_unknown_words_are_a_note(make: Accel) -> None:
-    result = make(*DEMO, "--prompt", "a gunmetal circle", "-o", "a.gif")
+    result = make(*DEMO, "--preset", "none", "--prompt", "a gunmetal circle", "-o", "a.gif")
     assert result.err.startswith('accel: note: the demo does not know "gunmetal"; it knows colours: red')
     assert len(result.err.splitlines()) == 1
 
@@ -158,11 +159,11 @@ def test_unknown_words_are_a_note(make: Accel) -> None:
 def test_a_method_that_did_nothing_is_a_note(make: Accel) -> None:
     result = make(*DEMO, "-o", "a.gif", "--set", "dense_steps=1")
     assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("accel: note: delta was on and did nothing")
+    assert result.err.startswith("accel: note: tdc was on and did nothing")
 
 
 def test_compare_dense(make: Accel, tmp_path: Path) -> None:
-    result = make(*DEMO, "-o", "a.gif", "--compare-dense")
+    result = make(*DEMO, "--cache", "delta", "-o", "a.gif", "--compare-dense")
     assert set(listing(tmp_path)) == {"a.gif", "a.json", "a.compare.png"}
     data = side_file(tmp_path / "a.gif")
     comparison = data["comparison"]

@@ -50,16 +50,23 @@ def test_the_list_for_a_person(make: Accel) -> None:
 
 def test_one_preset(make: Accel) -> None:
     out = make("list", "--preset", "fast").out
-    assert "fast" in out and "interval=3" in out and "quality" not in out and "Families" not in out
+    assert (
+        "fast" in out
+        and "threshold=0.2" in out
+        and "min_tokens=4096" in out
+        and "quality" not in out
+        and "Families" not in out
+    )
 
 
 def test_all_that_a_preset_turns_on_for_a_model(make: Accel) -> None:
     data = make("list", "--preset", "fast", "--model", "demo", "--format", "json").json
     assert data["model"]["family"] == "wan" and data["model"]["guidance"] == "separate"
     assert data["turned_on"]["by"] == "fast"
+    assert set(data["turned_on"]["methods"]) == {"pisa", "tdc"} and data["turned_on"]["left_out"] == []
     (asked,) = PRESETS["fast"]["cache"]
-    settings = {name: entry["value"] for name, entry in data["turned_on"]["methods"]["delta"]["settings"].items()}
-    assert settings == registered()["delta"].config(**{k: v for k, v in asked.items() if k != "method"}).model_dump()
+    settings = {name: entry["value"] for name, entry in data["turned_on"]["methods"]["tdc"]["settings"].items()}
+    assert settings == registered()["tdc"].config(**{k: v for k, v in asked.items() if k != "method"}).model_dump()
     out = make("list", "--preset", "fast", "--model", "demo").out
     assert out.startswith("demo: WanPipeline, of the family wan (Wan 2.1 and 2.2)\n\nWhat the preset fast turns on")
     for name, value in settings.items():
@@ -83,7 +90,8 @@ def test_values_that_depend_on_the_family_and_the_file_beside_a_model(
         assert methods["flashblock"]["settings"]["density"]["value"] is None
         assert "What accel_config.json turns on here, as long as nothing" in make("list", "-m", folder).out
         assert set(make("list", "-m", folder, "--preset", "fast", "--format", "json").json["turned_on"]["methods"]) == {
-            "delta"
+            "pisa",
+            "tdc",
         }
     AccelConfig(attention="pisa", cache="flashblock").save_pretrained(folder)
     refused = accel("list", "-m", folder)
@@ -93,6 +101,11 @@ def test_values_that_depend_on_the_family_and_the_file_beside_a_model(
     file.write_text(file.read_text().replace('"attention_head_dim": 64', '"attention_head_dim": 20'))
     refused = accel("list", "-m", folder)
     assert refused.code == 2 and "transformer has heads of 20" in refused.err
+    fitting = make("list", "-m", folder, "--preset", "fast", "--format", "json").json["turned_on"]
+    assert set(fitting["methods"]) == {"tdc"}
+    (remark,) = fitting["left_out"]
+    assert remark.startswith("pisa is left out: pisa has kernels for head sizes") and "heads of 20" in remark
+    assert f"  {remark}\n" in make("list", "-m", folder, "--preset", "fast").out
     file.write_text("[")
     assert "is not a component's configuration" in accel("list", "-m", folder).err
 

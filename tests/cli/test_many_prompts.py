@@ -42,7 +42,7 @@ def done(make: Accel, tmp_path: Path) -> dict[str, int | None]:
 
 def test_each_line_has_its_output_and_a_side_file_that_replays(make: Accel, tmp_path: Path) -> None:
     write(tmp_path, "# three", *LINES[:2], "", '{"prompt": "a green square", "num_inference_steps": 4}')
-    arguments = [word for word in JOB if word not in ("--preset", "none")]
+    arguments = [{"--preset": "--cache", "none": "delta"}.get(word, word) for word in JOB]
     result = make(*arguments, "--seed", 40, "--set", "dense_steps=0", "--format", "json")
     names = ["0002-a-red-circle-moving-left", "ring", "0005-a-green-square"]
     assert set(outputs(tmp_path)) == {f"{name}{suffix}" for name in names for suffix in (".mp4", ".json")}
@@ -98,7 +98,7 @@ def test_started_again_it_makes_what_is_missing(
         ),
         ({"line": '{"prompt": "a blue ring", "seed": 9, "output": "ring"}'}, 'asks for "a blue ring"'),
         ({"options": ["--steps", "3"]}, "num_inference_steps 2; the line asks for 3 (2 more lines are like that)"),
-        ({"options": ["--preset", "fast"]}, 'with methods []; the line asks for ["delta"] (2 more'),
+        ({"options": ["--preset", "fast"]}, 'with methods []; the line asks for ["pisa", "tdc"] (2 more'),
         ({"side": {"weights_hash": "0123456789abcdef"}}, "with weights with the hash 0123456789abcdef; now it is"),
         ({"side": {"kind": "something"}}, "does not describe a result"),
         ({"side": {"job": None}}, "ring.json was not written by --prompts"),

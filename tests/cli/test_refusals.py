@@ -54,9 +54,9 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--quantize", "int3"], "quantize has no method 'int3'"),
     (["--set", "interval"], "--set interval is not of the form cache.interval=3"),
     (["--set", "=3"], "is not of the form"),
-    (["--set", "interval=0"], "interval=0 is not possible"),
+    (["--set", "threshold=-1"], "threshold=-1 is not possible"),
     (["--set", "interval=[1"], "neither JSON nor YAML"),
-    (["--set", "intervall=3"], "nearest: 'interval'"),
+    (["--set", "treshold=3"], "nearest: 'threshold'"),
     (["--set", "attention.density=0.5"], "names no single active method"),
     (["--config", "gone.yaml"], "cannot read the configuration gone.yaml"),
     (["--config", "broken.yaml"], "is neither JSON nor YAML"),
@@ -212,7 +212,7 @@ def test_an_interruption_leaves_nothing(
 
     before = listing(tmp_path)
     monkeypatch.setattr(where, interrupted)
-    result = accel(*DEMO, "-o", "new/")
+    result = accel(*DEMO, "--cache", "delta", "-o", "new/")
     assert (result.code, result.err) == (130, "accel: interrupted\n")
     assert listing(tmp_path) == before
 

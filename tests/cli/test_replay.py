@@ -24,7 +24,7 @@ def change(path: Path, **values: Any) -> None:
 
 
 def test_the_same_bits(make: Accel, tmp_path: Path) -> None:
-    make(*DEMO, "-o", "a.mp4", "--preset", "fast", "--set", "interval=2", "--fps", 12, "--guidance-scale", 3)
+    make(*DEMO, "-o", "a.mp4", "--cache", "delta", "--set", "interval=2", "--fps", 12, "--guidance-scale", 3)
     again = make("generate", "--replay", "a.json", "-o", "b.mp4")
     assert again.out.splitlines()[-1] == "same bits as recorded" and again.err == ""
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
@@ -37,7 +37,7 @@ def test_the_same_bits(make: Accel, tmp_path: Path) -> None:
 
 
 def test_other_bits_are_a_note(make: Accel, tmp_path: Path) -> None:
-    make(*DEMO, "-o", "a.gif")
+    make(*DEMO, "--cache", "delta", "-o", "a.gif")
     change(tmp_path / "a.json", seed=8)
     again = make("generate", "--replay", "a.json", "-o", "b.gif")
     assert again.err.startswith("accel: note: the bits differ from the recorded ones")
@@ -46,7 +46,7 @@ def test_other_bits_are_a_note(make: Accel, tmp_path: Path) -> None:
 
 
 def test_other_versions_are_a_note(make: Accel, tmp_path: Path) -> None:
-    make(*DEMO, "-o", "a.gif")
+    make(*DEMO, "--cache", "delta", "-o", "a.gif")
     change(tmp_path / "a.json", versions__diffusers="0.1.0")
     again = make("generate", "--replay", "a.json", "-o", "b.gif")
     assert "accel: note: recorded with diffusers 0.1.0, this is " in again.err
