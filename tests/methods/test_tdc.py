@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.config import AccelConfig
-from accel.methods.drift import Drift, rate
+from accel.methods.drift import Drift, early_weight, rate
 from accel.methods.tdc import TemporalDeltaCacheConfig
 from accel.session import Session
 from tests.toy import ToyDenoiser, ToyPipeline, toy_facts
@@ -24,7 +24,7 @@ MATRICES = [
     torch.eye(4, dtype=torch.float64) + 0.1 * torch.randn(4, 4, generator=GENERATOR, dtype=torch.float64)
     for _ in range(6)
 ]
-PUBLISHED: dict[str, Any] = {"units": "blocks", "order": 0, "max_skips": 2}
+PUBLISHED: dict[str, Any] = {"units": "blocks", "order": 0, "max_skips": 2, "early": 0.0}
 
 
 def straight(step: int) -> torch.Tensor:
@@ -80,6 +80,17 @@ def test_a_line_is_trusted_less_the_longer_it_is_followed() -> None:
     assert not drift.may_skip(0.29, 9) and drift.may_skip(0.31, 9)
     drift.skip()
     assert not drift.may_skip(0.59, 9) and drift.may_skip(0.61, 9)
+
+
+def test_early_drift_counts_more() -> None:
+    assert early_weight(0.1, 0.4) == pytest.approx(16) and early_weight(0.2, 0.4) == pytest.approx(4)
+    assert early_weight(0.4, 0.4) == early_weight(0.9, 0.4) == early_weight(0.1, 0.0) == 1
+    assert early_weight(0.0, 0.4) == math.inf
+    drift = Drift(order=0)
+    drift.computed(0.1)
+    assert drift.may_skip(0.25, 5, 2.0) and not drift.may_skip(0.25, 5, 3.0)
+    drift.skip(2.0)
+    assert drift.accumulated == pytest.approx(0.2) and not drift.may_skip(0.25, 5)
 
 
 @given(
@@ -186,10 +197,14 @@ def test_the_decision_is_the_analytic_one() -> None:
     missed = deltas[2] - (2 * deltas[1] - deltas[0])
     expected = (missed.square().sum() / deltas[2].square().sum()).sqrt().item()
     for factor, pattern in ((1.01, "cccs"), (2.99, "cccsc"), (3.01, "cccss")):
-        _, record = run(linear(), curved, {"branches": ["cond"]}, threshold=factor * expected)
+        _, record = run(linear(), curved, {"branches": ["cond"]}, threshold=factor * expected, early=0.0)
+        assert skipped(record).startswith(pattern)
+    weight = (0.9 / (3 / 8)) ** 2
+    for factor, pattern in ((0.99, "cccc"), (1.01, "cccs")):
+        _, record = run(linear(), curved, {"branches": ["cond"]}, threshold=factor * weight * expected, early=0.9)
         assert skipped(record).startswith(pattern)
     with pytest.warns(UserWarning, match="no change was steady enough"):
-        run(linear(), curved, {"steps": 5, "branches": ["cond"]}, threshold=0.99 * expected)
+        run(linear(), curved, {"steps": 5, "branches": ["cond"]}, threshold=0.99 * expected, early=0.0)
 
 
 @pytest.mark.parametrize("units", [1, 3, "blocks", "probe"])
