@@ -25,7 +25,7 @@ import torch
 
 from bench.gpu_suite import report
 from bench.gpu_suite.cells import gather, load, retry, save
-from bench.gpu_suite.environment import difference, environment, missing
+from bench.gpu_suite.environment import difference, environment, missing, results_folder
 from bench.gpu_suite.workers import finish, work
 
 # In the order in which a first run is most use when it is cut off.
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cpu" and not options.tiny:
         print("on a CPU the suite only tries its own code: add --tiny", file=sys.stderr)
         return 2
-    folder = options.out or _results_folder(options.device)
+    folder = options.out or results_folder(options.device)
     if options.worker:
         return work(options, folder)
 
@@ -75,11 +75,6 @@ def _write_page(folder: Path, here: dict[str, object], unfinished: dict[str, str
 
 def _command(part: str) -> str:
     return f"python -m bench.gpu_suite --only {part}"
-
-
-def _results_folder(device: str) -> Path:
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return Path(__file__).parents[1] / "results" / "_".join(name.lower().replace("-", " ").split())
 
 
 def _parser() -> argparse.ArgumentParser:

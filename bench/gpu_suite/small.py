@@ -13,22 +13,24 @@ from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import block_means, block_statistics
 from accel.kernels.delta import apply_delta, compute_delta, update_delta
 from accel.kernels.selection import kept_number, top_blocks
+from accel.measure.timing import Case, take_turns
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.clock import Case, figures, take_turns
+from bench.gpu_suite.figures import figures
 from bench.gpu_suite.problems import waves
+from bench.kernels.sizes import SIZES, Size
 
 BLOCK = 64
 
 
 def run(cells: Cells, device: str, tiny: bool) -> None:
     """A cell for each group of operations."""
-    tokens, width, heads, size = (2048, 256, 4, 64) if tiny else (32_760, 5120, 40, 128)
-    grid = (8, 16, 16) if tiny else (21, 30, 52)
+    size = Size((8, 16, 16), 4, 64, 768, "made up") if tiny else SIZES["wan-14b-480p"]
+    tokens, heads, head_size = size.tokens, size.heads, size.head_size
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    cells.run("delta", partial(_delta, tokens, width, dtype, device), tokens=tokens, width=width)
-    cells.run("statistics", partial(_statistics, tokens, heads, size, dtype, device), tokens=tokens, heads=heads)
-    cells.run("search", partial(_search, tokens, heads, size, dtype, device), tokens=tokens, heads=heads)
-    cells.run("arrangement", partial(_arrangement, grid, heads, size, dtype, device), grid=grid)
+    cells.run("delta", partial(_delta, tokens, size.width, dtype, device), tokens=tokens, width=size.width)
+    cells.run("statistics", partial(_statistics, tokens, heads, head_size, dtype, device), tokens=tokens, heads=heads)
+    cells.run("search", partial(_search, tokens, heads, head_size, dtype, device), tokens=tokens, heads=heads)
+    cells.run("arrangement", partial(_arrangement, size.grid, heads, head_size, dtype, device), grid=size.grid)
 
 
 def _rows(cases: dict[str, tuple[Case, int]], device: str) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_aims_stand_beside_the_figures() -> None:
         "none, all": {"ms": 2.1, "speed_up": 5.1},
         "hybrid, all": {"ms": 2.2, "speed_up": 4.9},
     }
-    name = "wan_14b_720p/block64/0.125"
+    name = "wan-14b-720p/block64/0.125"
     assert report.aims_of_attention({name: {"state": "done", "rows": rows}}) == [
         f"{name}, none, all: 5.10× over the fastest dense backend, aim 5×, met",
         f"{name}, zeroth, all: not measured over the fastest dense backend, aim 5×",
