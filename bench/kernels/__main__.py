@@ -4,7 +4,8 @@ python -m bench.kernels [--sizes NAME ...] [--operations NAME ...] [--list] [--f
 
 Each operation is first held against its reference form (in float64, or bit for bit where the format asks for it); of a
 wrong one no speed-up is said. It is then timed in turn with its rivals: by the device's own clock on a GPU, by the
-host's on a CPU. Tensors are random, so no model is needed; torch and triton are enough. Run it in the repository's root.
+host's on a CPU. Tensors are random, so that no model is needed; torch and triton are enough. What would take too long
+or too much memory is skipped with the number and the nearest size that works. Run it in the repository's root.
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ def _chosen(names: list[str] | None, parser: argparse.ArgumentParser) -> list[st
     for name in names:
         found = [one for one in OPERATIONS if name in (one, one.partition(".")[0]) or one.endswith(f".{name}")]
         if not found:
-            near = difflib.get_close_matches(
-                name, [part for one in OPERATIONS for part in (one, one.split(".")[-1])], 1
-            )
+            known = [part for one in OPERATIONS for part in (one, one.rpartition(".")[2])]
+            near = difflib.get_close_matches(name, known, 1)
             hint = f"; the nearest is {near[0]}" if near else "; --list names them"
             parser.error(f"the kernels have no operation {name}{hint}")
         chosen += [one for one in found if one not in chosen]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel.kernels.forms import use
 from accel.measure.timing import Case
 from bench.gpu_suite.problems import BOUNDS, SUM_BOUNDS
 
@@ -17,6 +18,8 @@ BLOCK = 64
 CHECKED = 64
 
 Tensors = tuple[Tensor, ...]
+# What takes an operation's arguments in its place, by name.
+Rivals = Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,16 @@ class Variant:
     shape: str
     work: Work
     make: Callable[[], Trial]
+
+
+def by_reference(call: Callable[..., Any]) -> Rivals:
+    """The same call in the reference form, which is plain torch."""
+
+    def specified(*given: Tensor) -> Any:
+        with use("reference"):
+            return call(*given)
+
+    return {"torch (reference form)": specified}
 
 
 def last_rows(*tensors: Tensor) -> Tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,14 +21,13 @@ from accel.kernels.nvfp4 import (
 from accel.kernels.quantized_linear import stored_weight
 from accel.kernels.rotation import BLOCK, rotate
 from bench.gpu_suite.problems import random, results_of
-from bench.kernels.cases import Place, Tensors, Trial, Variant, Work, last_rows
+from bench.kernels.cases import Place, Rivals, Tensors, Trial, Variant, Work, by_reference, last_rows
 from bench.kernels.sizes import Size
 
 # Bytes of a number in NVFP4, and a tensor scale for activations of about 1.
 NVFP4 = 0.5 + 1 / GROUP
 SCALE = 2.0**-7
 
-_Rivals = Mapping[str, Callable[..., Any]]
 _Prepare = Callable[[Tensor], Tensors]
 
 
@@ -58,11 +57,11 @@ def nvfp4_quantizations(size: Size, place: Place) -> list[Variant]:
         return x, torch.tensor(SCALE, device=x.device)
 
     moved = place.dtype.itemsize + NVFP4
-    found = [_activations("activations", scaled, plain, _reference(plain), moved, size, place)]
+    found = [_activations("activations", scaled, plain, by_reference(plain), moved, size, place)]
     if size.width % BLOCK == 0:
-        rivals = _reference(rotated)
+        rivals = by_reference(rotated)
         found.append(_activations("activations, rotated", scaled, rotated, rivals, moved, size, place))
-    found.append(_weight("weight, the better scale", scaled, better, _reference(better), moved, size, place))
+    found.append(_weight("weight, the better scale", scaled, better, by_reference(better), moved, size, place))
     return found
 
 
@@ -70,12 +69,12 @@ def nvfp4_dequantizations(size: Size, place: Place) -> list[Variant]:
     def ours(*kept: Tensor) -> Tensor:
         return dequantize_nvfp4(*kept, dtype=place.dtype)
 
-    return [_weight("weight", in_nvfp4, ours, _reference(ours), NVFP4 + place.dtype.itemsize, size, place)]
+    return [_weight("weight", in_nvfp4, ours, by_reference(ours), NVFP4 + place.dtype.itemsize, size, place)]
 
 
 def conversions(size: Size, place: Place) -> list[Variant]:
     """What mixed precision does to a weight for one product with INT8 activations."""
-    rivals: _Rivals = {"torch, decoded before": lambda *kept: _int8(dequantize_nvfp4(*kept))}
+    rivals: Rivals = {"torch, decoded before": lambda *kept: _int8(dequantize_nvfp4(*kept))}
     return [_weight("weight", in_nvfp4, nvfp4_to_int8, rivals, NVFP4 + 1, size, place)]
 
 
@@ -90,12 +89,12 @@ def stored_weights(size: Size, place: Place) -> list[Variant]:
 
     itemsize = place.dtype.itemsize
     found = [
-        _weight("from NVFP4", in_nvfp4, ours, _reference(ours), NVFP4 + itemsize, size, place),
-        _weight("from INT8", quantize_int8, ours, _reference(ours), 1 + itemsize, size, place),
+        _weight("from NVFP4", in_nvfp4, ours, by_reference(ours), NVFP4 + itemsize, size, place),
+        _weight("from INT8", quantize_int8, ours, by_reference(ours), 1 + itemsize, size, place),
     ]
     if size.width % BLOCK == 0:
         found.append(
-            _weight("from NVFP4, rotated", in_nvfp4, turned, _reference(turned), NVFP4 + itemsize, size, place)
+            _weight("from NVFP4, rotated", in_nvfp4, turned, by_reference(turned), NVFP4 + itemsize, size, place)
         )
     return found
 
@@ -161,24 +160,14 @@ def _int8(x: Tensor) -> Tensors:
     return (x / scale).round().to(torch.int8), scale[:, 0]
 
 
-def _reference(call: Callable[..., Any]) -> _Rivals:
-    """The specification in plain torch, where nothing else makes the format."""
-
-    def by_reference(*given: Tensor) -> Any:
-        with use("reference"):
-            return call(*given)
-
-    return {"torch (reference form)": by_reference}
-
-
 def _activations(
-    name: str, prepare: _Prepare, ours: Callable[..., Any], rivals: _Rivals, moved: float, size: Size, place: Place
+    name: str, prepare: _Prepare, ours: Callable[..., Any], rivals: Rivals, moved: float, size: Size, place: Place
 ) -> Variant:
     return _by_rows(name, (size.tokens, size.width), prepare, ours, rivals, moved, place)
 
 
 def _weight(
-    name: str, prepare: _Prepare, ours: Callable[..., Any], rivals: _Rivals, moved: float, size: Size, place: Place
+    name: str, prepare: _Prepare, ours: Callable[..., Any], rivals: Rivals, moved: float, size: Size, place: Place
 ) -> Variant:
     return _by_rows(name, (size.feed_forward, size.width), prepare, ours, rivals, moved, place)
 
@@ -188,7 +177,7 @@ def _by_rows(
     shape: tuple[int, int],
     prepare: _Prepare,
     ours: Callable[..., Any],
-    rivals: _Rivals,
+    rivals: Rivals,
     moved: float,
     place: Place,
 ) -> Variant:

@@ -11,7 +11,7 @@ from torch import Tensor
 from accel.kernels.delta import apply_delta, compute_delta, update_delta
 from accel.kernels.forms import use
 from bench.gpu_suite.problems import results_of
-from bench.kernels.cases import Place, Tensors, Trial, Variant, Work
+from bench.kernels.cases import Place, Tensors, Trial, Variant, Work, by_reference
 from bench.kernels.sizes import Size
 
 _GAP = 2
@@ -78,7 +78,9 @@ def _variant(
             with use("reference"):
                 return results_of(ours(*(x.double() for x in given)))
 
-        return Trial(lambda: ours(*given), {"torch": lambda: plain(*given)}, results_of, wanted, place.bound)
+        others = {"torch": plain, **by_reference(ours)}
+        rivals = {rival: (lambda call=call: call(*given)) for rival, call in others.items()}
+        return Trial(lambda: ours(*given), rivals, results_of, wanted, place.bound)
 
     numbers = size.tokens * size.width
     moved = (read + written) * numbers * place.dtype.itemsize

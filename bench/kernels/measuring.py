@@ -112,7 +112,7 @@ def measured(trial: Trial, work: Work, device: str, limits: Limits) -> Row:
 
 
 def error_of(found: Tensors, wanted: Tensors, *, exact: bool) -> float:
-    """The largest relative error of any part, or share of numbers that differ where bits or whole numbers are asked for.
+    """The largest relative error of any part, or the share that differs where bits or whole numbers are asked for.
 
     NaN where the parts are not as many, not of one shape, or hold a NaN that should not be there.
     """
@@ -130,11 +130,13 @@ def _said(found: SpeedUp) -> Row:
 
 
 def _apart(result: Any, other: Any) -> float | None:
-    """How far the beginning of a result is from a rival's, relatively; None where they are not numbers of one kind."""
+    """How far the beginning of a result is from a rival's, relatively; None where they are not numbers of one kind, or
+    hold a NaN."""
     one, two = results_of(result)[0], results_of(other)[0]
     if one.shape != two.shape or one.dtype not in BOUNDS or two.dtype not in BOUNDS:
         return None
-    return relative(one.flatten()[:_COMPARED], two.flatten()[:_COMPARED])
+    apart = relative(one.flatten()[:_COMPARED], two.flatten()[:_COMPARED])
+    return apart if math.isfinite(apart) else None
 
 
 def _nearest(operation: str, refused: Variant, place: Place, limits: Limits) -> str:

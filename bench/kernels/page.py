@@ -14,7 +14,9 @@ _HEAD = ("operation", "variant", "shape", "ms (20th to 80th percentile)", "GFLOP
 def page(settings: dict[str, Any], rows: list[Row]) -> str:
     """Markdown: the settings, a table for each size, and below it what was not run or was wrong."""
     machine = ", ".join(f"{key}: {value}" for key, value in settings["machine"].items() if value is not None)
-    others = ", ".join(f"{key}: {value}" for key, value in settings.items() if key not in ("command", "machine"))
+    others = ", ".join(f"{key}: {settings[key]}" for key in ("dtype", "density", "block_size"))
+    best = settings["ceilings"]
+    others += f"; a matrix product reaches {best['flops'] / 1e9:.0f} GFLOP/s, a copy {best['bandwidth'] / 1e9:.0f} GB/s"
     lines = ["# Operations of the kernels", "", f"Printed by `{settings['command']}`.", "", others, "", machine]
     for size in dict.fromkeys(row["size"] for row in rows):
         lines += ["", f"## {size}", "", SIZES[size].source, ""]
