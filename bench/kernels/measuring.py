@@ -43,9 +43,7 @@ class Limits:
         least = self.ceilings.ideal_seconds(flops, work.moved)
         if least > self.call:
             rates = f"{self.ceilings.flops / 1e9:.0f} GFLOP/s and {self.ceilings.bandwidth / 1e9:.0f} GB/s"
-            return (
-                f"a call takes {least:.0f} s or more ({flops:.1e} operations at {rates}), the limit is {self.call:g} s"
-            )
+            return f"a call takes about {least:.0f} s ({flops:.1e} operations at {rates}), the limit is {self.call:g} s"
         if work.needs > self.free:
             return f"it needs about {work.needs / 1e9:.1f} GB, {self.free / 1e9:.1f} GB are free"
         return None
@@ -73,12 +71,13 @@ def _row(operation: str, size: str, variant: Variant, place: Place, limits: Limi
         return {**row, "skipped": f"{why}; {_nearest(operation, variant, place, limits)}"}
     try:
         with torch.inference_mode():
-            return {**row, **measured(variant.make(), variant.work, place.device, limits)}
+            trial = variant.make()
+            return {**row, **measured(trial, variant.work, place.device, seconds=limits.seconds, rounds=limits.rounds)}
     except Exception as error:
         return {**row, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
-def measured(trial: Trial, work: Work, device: str, limits: Limits) -> Row:
+def measured(trial: Trial, work: Work, device: str, *, seconds: float, rounds: int | None = None) -> Row:
     """The figures of a trial: time, what it achieves, its error, and its rivals with the speed-up over each.
 
     Nothing is said of the speed-up of a wrong result.
@@ -89,7 +88,7 @@ def measured(trial: Trial, work: Work, device: str, limits: Limits) -> Row:
     rivals, refused = answering({name: lambda call=call: call for name, call in trial.rivals.items()})
     apart = {name: _apart(result, call()) for name, call in rivals.items()}
     del result
-    times = take_turns({"": trial.run, **rivals}, device, seconds=limits.seconds, rounds=limits.rounds)
+    times = take_turns({"": trial.run, **rivals}, device, seconds=seconds, rounds=rounds)
     own = times.pop("")
     row: Row = {
         **figures(own),

@@ -19,13 +19,14 @@ def page(settings: dict[str, Any], rows: list[Row]) -> str:
     others += f"; a matrix product reaches {best['flops'] / 1e9:.0f} GFLOP/s, a copy {best['bandwidth'] / 1e9:.0f} GB/s"
     lines = ["# Operations of the kernels", "", f"Printed by `{settings['command']}`.", "", others, "", machine]
     for size in dict.fromkeys(row["size"] for row in rows):
-        lines += ["", f"## {size}", "", SIZES[size].source, ""]
+        lines += ["", f"## {size}", "", SIZES[size].source]
         own = [row for row in rows if row["size"] == size]
         if any("ms" in row for row in own):
-            lines += [_line(_HEAD), "|" + "---|" * len(_HEAD)]
+            lines += ["", _line(_HEAD), "|" + "---|" * len(_HEAD)]
             lines += [_line(_cells(row)) for row in own if "ms" in row]
-        lines += ["", *(f"- {note}" for row in own for note in notes(row))]
-    return "\n".join(lines).rstrip() + "\n"
+        if said := [f"- {note}" for row in own for note in notes(row)]:
+            lines += ["", *said]
+    return "\n".join(lines) + "\n"
 
 
 def progress(row: Row) -> str:
