@@ -1,1 +1,0 @@
-"""Every operation of the kernels over the sizes of real models, against what a user would have instead."""
