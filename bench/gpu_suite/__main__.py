@@ -3,11 +3,11 @@
 python -m bench.gpu_suite [--out FOLDER] [--minutes N] [--only PART ...] [--retry]
 
 Parts: correctness, attention (against the dense backends and FlexAttention), linears (INT8 against 16 bits), small (the
-other operations, most of which move memory), pipelines, tuning (tiles, with what the compiler reports). Each finished cell is saved at once; the
-same command again goes on where the last one was stopped, and measures nothing twice. A cell that fails is recorded
-with its error; one that takes the device down or hangs is left behind by a new process. --retry measures those again. A
-folder holds the results of one device and one state of the code: a JSON file for each part, environment.json and
-results.md, eight in all.
+other operations, most of which move memory), pipelines, tuning (tiles, with what the compiler reports). Each finished
+cell is saved at once; the same command again goes on where the last one was stopped, and measures nothing twice. A cell
+that fails is recorded with its error; one that takes the device down or hangs is left behind by a new process. --retry
+measures those again. A folder holds the results of one device and one state of the code: a JSON file for each part,
+environment.json and results.md, eight in all.
 
 The kernels' parts need torch and triton alone, and a C compiler, as Triton does; a Python package that the pipelines
 need and that is missing is named, and the other parts go on. Run it in the repository's root.
