@@ -15,6 +15,13 @@ import torch
 
 _PACKAGES = ("torch", "diffusers", "transformers", "triton")
 _ROOT = Path(__file__).resolve().parents[2]
+# Bytes that are written before each case that a device's own clock times: far more than a GPU's cache holds, and enough
+# work that the case's launches are queued before the device comes to them.
+_LEAD = 1 << 30
+
+Case = Callable[[], object]
+# Runs a case and tells its seconds.
+Clock = Callable[[Case], float]
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,24 @@ def ratio(base: Timing, other: Timing) -> float:
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], object]],
+    cases: Mapping[str, Case],
     *,
     warmup: int = 1,
     repeats: int = 3,
     device: torch.device | str | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Times several cases in turn, so that a machine that slows down or warms up does so to all of them.
 
     Every round runs each case once, and begins one case later than the round before, so that none is always
-    first. The device is waited for before and after each case.
+    first.
 
     Args:
         cases: what to run, by name; what a case returns is dropped once its clock has stopped.
         warmup: rounds that are run and not timed.
         repeats: rounds that are timed.
         device: the device whose work is waited for; the current CUDA device when None, if there is one.
+        clock: what tells the seconds of a case; the host's when None, which waits for the device before and after.
 
     Returns:
         A timing of `repeats` durations for each case, in the order of `cases`.
@@ -84,20 +93,81 @@ def interleaved(
             f"cannot time {len(cases)} cases in {repeats} rounds after {warmup}: "
             "it takes a case, a round and no fewer than 0 rounds of warm-up"
         )
+    clock = clock or _host_clock(device)
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            _synchronize(device)
-            began = time.perf_counter()
-            result = cases[name]()
-            _synchronize(device)
-            elapsed = time.perf_counter() - began
-            del result
+            elapsed = clock(cases[name])
             if turn >= warmup:
                 seconds[name].append(elapsed)
     return {name: Timing(tuple(durations)) for name, durations in seconds.items()}
+
+
+def take_turns(
+    cases: Mapping[str, Case],
+    device: torch.device | str,
+    *,
+    seconds: float = 4.0,
+    most: int = 30,
+    rounds: int | None = None,
+) -> dict[str, Timing]:
+    """Times single operations in turn by the device's own clock: `interleaved`, in as many rounds as there is time for.
+
+    On a GPU these are seconds between two events of the device, each case with the device's caches full of something
+    else, and without the time that its launches take on the host.
+
+    Args:
+        cases: what to run, by name. Each is run three times before, for compilation and for clocks that rise.
+        device: where they run.
+        seconds: that the rounds should take together; there are 3 at least.
+        most: rounds at most.
+        rounds: so many, whatever they take.
+
+    Returns:
+        A timing for each case, in the order of `cases`. What a case raises is passed on.
+    """
+    clock = _device_clock(device)
+    once = 0.0
+    for case in cases.values():
+        case()
+        once += min(clock(case) for _ in range(2))
+    if rounds is None:
+        rounds = max(3, min(most, int(seconds / max(once, 1e-6))))
+    return interleaved(cases, warmup=0, repeats=rounds, clock=clock)
+
+
+def _host_clock(device: torch.device | str | None) -> Clock:
+    def clock(case: Case) -> float:
+        _synchronize(device)
+        began = time.perf_counter()
+        result = case()
+        _synchronize(device)
+        elapsed = time.perf_counter() - began
+        del result
+        return elapsed
+
+    return clock
+
+
+def _device_clock(device: torch.device | str) -> Clock:
+    """The device's own, where it has one."""
+    if torch.device(device).type != "cuda":
+        return _host_clock(device)
+    lead = torch.empty(_LEAD, dtype=torch.uint8, device=device)
+
+    def clock(case: Case) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        lead.zero_()
+        start.record()
+        case()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    return clock
 
 
 def _synchronize(device: torch.device | str | None) -> None:

@@ -38,7 +38,7 @@ from accel.runtime.readback import Readback
 from accel.runtime.recorder import RunRecord
 from accel.runtime.runs import InstanceMethod
 
-# Chosen by us from `python bench/int8_linear.py`: with one of its sides under this, a product on a CPU gains nothing.
+# Chosen by us from what bench.kernels prints of int8_linear: with a side under this, a product on a CPU gains nothing.
 _SMALL_ON_CPU = 512
 # Of diffusers, which change weights in place or make new ones of them.
 _FUSIONS = ("fuse_lora", "unfuse_lora", "fuse_qkv_projections")

@@ -2,12 +2,12 @@
 
 python -m bench.gpu_suite [--out FOLDER] [--minutes N] [--only PART ...] [--retry]
 
-Parts: correctness, attention (against the dense backends and FlexAttention), linears (INT8 against 16 bits), small
-(what moves memory), pipelines, tuning (tiles, with what the compiler reports). Each finished cell is saved at once; the
-same command again goes on where the last one was stopped, and measures nothing twice. A cell that fails is recorded
-with its error; one that takes the device down or hangs is left behind by a new process. --retry measures those again. A
-folder holds the results of one device and one state of the code: a JSON file for each part, environment.json and
-results.md, eight in all.
+Parts: correctness, attention (against the dense backends and FlexAttention), linears (INT8 against 16 bits), small (the
+other operations, most of which move memory), pipelines, tuning (tiles, with what the compiler reports). Each finished
+cell is saved at once; the same command again goes on where the last one was stopped, and measures nothing twice. A cell
+that fails is recorded with its error; one that takes the device down or hangs is left behind by a new process. --retry
+measures those again. A folder holds the results of one device and one state of the code: a JSON file for each part,
+environment.json and results.md, eight in all.
 
 The kernels' parts need torch and triton alone, and a C compiler, as Triton does; a Python package that the pipelines
 need and that is missing is named, and the other parts go on. Run it in the repository's root.
@@ -25,7 +25,7 @@ import torch
 
 from bench.gpu_suite import report
 from bench.gpu_suite.cells import gather, load, retry, save
-from bench.gpu_suite.environment import difference, environment, missing
+from bench.gpu_suite.environment import difference, environment, missing, results_folder
 from bench.gpu_suite.workers import finish, work
 
 # In the order in which a first run is most use when it is cut off.
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cpu" and not options.tiny:
         print("on a CPU the suite only tries its own code: add --tiny", file=sys.stderr)
         return 2
-    folder = options.out or _results_folder(options.device)
+    folder = options.out or results_folder(options.device)
     if options.worker:
         return work(options, folder)
 
@@ -75,11 +75,6 @@ def _write_page(folder: Path, here: dict[str, object], unfinished: dict[str, str
 
 def _command(part: str) -> str:
     return f"python -m bench.gpu_suite --only {part}"
-
-
-def _results_folder(device: str) -> Path:
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return Path(__file__).parents[1] / "results" / "_".join(name.lower().replace("-", " ").split())
 
 
 def _parser() -> argparse.ArgumentParser:

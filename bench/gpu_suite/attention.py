@@ -14,17 +14,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from accel.kernels.block_attention import block_attention
 from accel.kernels.block_statistics import block_statistics
+from accel.measure.timing import Case, take_turns
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.clock import Case, answering, figures, take_turns
+from bench.gpu_suite.figures import answering, figures
 from bench.gpu_suite.problems import choice, relative, waves
+from bench.kernels.sizes import SIZES
 
-# (heads, tokens, head size): Wan 2.1 14B and 1.3B at 81 frames, HunyuanVideo at 129, FLUX at 1024², the built-in model.
+# (heads, tokens, head size).
 SHAPES = {
-    "wan_14b_720p": (40, 75_600, 128),
-    "wan_1.3b_480p": (12, 32_760, 128),
-    "hunyuan_video_720p": (24, 118_800, 128),
-    "flux_1024": (24, 4_608, 128),
-    "demo": (4, 2_112, 64),
+    name: (SIZES[name].heads, SIZES[name].tokens, SIZES[name].head_size)
+    for name in ("wan-14b-720p", "wan-1.3b-480p", "hunyuan-video-720p", "flux-1024", "demo")
 }
 # No multiple of a block, as those of the videos.
 TINY = {"tiny": (2, 500, 64)}

@@ -13,7 +13,7 @@ import torch
 from accel.measure.timing import machine
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SOURCES = ("kernels", "pipelines", "accel", "bench/gpu_suite")
+_SOURCES = ("kernels", "pipelines", "accel", "bench/gpu_suite", "bench/kernels")
 _NEEDS = {
     "pipelines": (
         *("diffusers", "transformers", "accelerate", "safetensors", "imageio"),
@@ -41,6 +41,12 @@ def environment(device: str, commit: str | None = None) -> dict[str, Any]:
             **_asked_of_the_driver(),
         }
     return found
+
+
+def results_folder(device: str) -> Path:
+    """Where the results of a device are kept."""
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return _ROOT / "bench" / "results" / "_".join(name.lower().replace("-", " ").split())
 
 
 def difference(kept: dict[str, Any], here: dict[str, Any]) -> str | None:

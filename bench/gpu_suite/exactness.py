@@ -15,7 +15,7 @@ from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
 from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear
 from accel.kernels.rotation import rotate
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.problems import BOUNDS, DTYPES, memory_of_nan, random, relative, results_of
+from bench.gpu_suite.problems import BOUNDS, DTYPES, differing, memory_of_nan, random, relative, results_of
 
 # Rows that no tile divides; channels that blocks of 128 divide, and more outputs than one tile has.
 ROWS, CHANNELS, OUTPUTS = 333, 1536, 700
@@ -65,8 +65,8 @@ def exact(call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     Any NaN is another NaN's equal.
     """
     found, again, wanted = _thrice(call, *arguments)
-    apart = max(_differing(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
-    same = not any(_differing(one, other) for one, other in zip(found, again, strict=True))
+    apart = max(differing(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
+    same = not any(differing(one, other) for one, other in zip(found, again, strict=True))
     return {"error": apart, "bound": 0.0, "correct": apart == 0 and same, "same_bits": same}
 
 
@@ -85,11 +85,3 @@ def _thrice(call: Callable[..., Any], *arguments: Any) -> tuple[tuple[Tensor, ..
     with use("reference"):
         wanted = results_of(call(*(x.cpu() if isinstance(x, Tensor) else x for x in arguments)))
     return found, again, wanted
-
-
-def _differing(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return 1.0
-    if one.dtype == torch.float8_e4m3fn:
-        one, other = one.view(torch.uint8), other.view(torch.uint8)
-    return float(((one != other) & ~(one.isnan() & other.isnan())).double().mean())

@@ -12,22 +12,26 @@ from torch.nn.functional import linear
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
 from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear
+from accel.measure.timing import Case, take_turns
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.clock import Case, answering, figures, take_turns
+from bench.gpu_suite.figures import answering, figures
 from bench.gpu_suite.problems import random, relative
+from bench.kernels.sizes import SIZES
 
-TOKENS = (32_760, 75_600)
-# Channels and outputs: attention, and both halves of the feed-forward.
-SIZES = ((5120, 5120), (5120, 13_824), (13_824, 5120))
+SHAPES = [
+    (SIZES[name].tokens, *linear)
+    for name in ("wan-14b-480p", "wan-14b-720p")
+    for linear in SIZES[name].linears.values()
+]
+TINY = [(300, 256, 384)]
 # Rows whose error is looked at: in float64 all of them would not fit beside the rest.
 _SHOWN = 4096
 
 
 def run(cells: Cells, device: str, tiny: bool) -> None:
     """A cell for each number of tokens and each linear."""
-    for tokens in (300,) if tiny else TOKENS:
-        for channels, outputs in ((256, 384),) if tiny else SIZES:
-            cells.run(f"{tokens}/{channels}x{outputs}", partial(_one, tokens, channels, outputs, device))
+    for tokens, channels, outputs in TINY if tiny else SHAPES:
+        cells.run(f"{tokens}/{channels}x{outputs}", partial(_one, tokens, channels, outputs, device))
 
 
 def _one(tokens: int, channels: int, outputs: int, device: str) -> dict[str, Any]:

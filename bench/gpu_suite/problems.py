@@ -40,11 +40,15 @@ def waves(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str, s
     return [(query + key) / math.sqrt(2), key, value]
 
 
+def block_scores(query: Tensor, key: Tensor, block: int) -> Tensor:
+    """The product of block means, (batch, heads, query blocks, key blocks)."""
+    return block_means(query, block).permute(0, 2, 1, 3) @ block_means(key, block).permute(0, 2, 3, 1)
+
+
 def choice(query: Tensor, key: Tensor, block: int, density: float) -> tuple[Tensor, Tensor]:
-    """The best blocks of each row by the product of block means."""
-    mean_query, mean_key = block_means(query, block), block_means(key, block)
-    scores = mean_query.permute(0, 2, 1, 3) @ mean_key.permute(0, 2, 3, 1)
-    return top_blocks(scores, kept_number(density, mean_key.shape[1]))
+    """The best blocks of each row by `block_scores`."""
+    scores = block_scores(query, key, block)
+    return top_blocks(scores, kept_number(density, scores.shape[-1]))
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -52,6 +56,15 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     wanted = wanted.double()
     size = wanted.square().mean().sqrt().item()
     return (found.double() - wanted).square().mean().sqrt().item() / (size or 1.0)
+
+
+def differing(found: Tensor, wanted: Tensor) -> float:
+    """The share of numbers that are not the same bits; any NaN is another NaN's equal."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return 1.0
+    if found.dtype == torch.float8_e4m3fn:
+        found, wanted = found.view(torch.uint8), wanted.view(torch.uint8)
+    return float(((found != wanted) & ~(found.isnan() & wanted.isnan())).double().mean())
 
 
 def random(device: str, dtype: torch.dtype, *shape: int, seed: int) -> Tensor:

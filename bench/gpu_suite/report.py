@@ -10,9 +10,9 @@ from bench.gpu_suite.tiles import proposal
 Row = dict[str, Any]
 # What issue and design ask of attention: (cell, case, base, speed-up over it).
 AIMS = (
-    ("wan_14b_720p/block64/0.125", "none, all", "the fastest dense backend", 5.0),
-    ("wan_14b_720p/block64/0.125", "zeroth, all", "the fastest dense backend", 5.0),
-    ("wan_14b_720p/block64/0.125", "hybrid, all", "the fastest dense backend", 5.0),
+    ("wan-14b-720p/block64/0.125", "none, all", "the fastest dense backend", 5.0),
+    ("wan-14b-720p/block64/0.125", "zeroth, all", "the fastest dense backend", 5.0),
+    ("wan-14b-720p/block64/0.125", "hybrid, all", "the fastest dense backend", 5.0),
 )
 
 

@@ -1,4 +1,4 @@
-"""The operations that move memory: bytes a second against a copy in the same rounds, and against plain torch."""
+"""The operations beside attention and linears, most of which move memory: the table of `bench.kernels` at one size."""
 
 from __future__ import annotations
 
@@ -7,116 +7,58 @@ from typing import Any
 
 import torch
 
-from accel.kernels.arrangement import arrange
-from accel.kernels.block_attention import dense_attention
-from accel.kernels.block_mass import block_mass
-from accel.kernels.block_statistics import block_means, block_statistics
-from accel.kernels.delta import apply_delta, compute_delta, update_delta
-from accel.kernels.selection import kept_number, top_blocks
+from accel.measure.timing import take_turns
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.clock import Case, figures, take_turns
-from bench.gpu_suite.problems import waves
+from bench.gpu_suite.figures import figures
+from bench.kernels.cases import Place
+from bench.kernels.measuring import measured
+from bench.kernels.sizes import SIZES, Size
+from bench.kernels.table import OPERATIONS
 
-BLOCK = 64
+SIZE = "wan-14b-480p"
+TINY = Size((4, 8, 8), 2, 64, 256, "made up")
+# What the parts `attention` and `linears` measure at more sizes.
+_ELSEWHERE = (
+    "block_attention.block_attention",
+    "int8.int8_linear",
+    "nvfp4_linear.nvfp4_linear",
+    "nvfp4_linear.nvfp4_weight_linear",
+    "quantized_linear.quantized_linear",
+)
 
 
 def run(cells: Cells, device: str, tiny: bool) -> None:
-    """A cell for each group of operations."""
-    tokens, width, heads, size = (2048, 256, 4, 64) if tiny else (32_760, 5120, 40, 128)
-    grid = (8, 16, 16) if tiny else (21, 30, 52)
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    cells.run("delta", partial(_delta, tokens, width, dtype, device), tokens=tokens, width=width)
-    cells.run("statistics", partial(_statistics, tokens, heads, size, dtype, device), tokens=tokens, heads=heads)
-    cells.run("search", partial(_search, tokens, heads, size, dtype, device), tokens=tokens, heads=heads)
-    cells.run("arrangement", partial(_arrangement, grid, heads, size, dtype, device), grid=grid)
+    """A cell for each operation, after one for a plain copy, which says what a device can move."""
+    name, size = ("tiny", TINY) if tiny else (SIZE, SIZES[SIZE])
+    place = Place(device, torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16, 0.125)
+    cells.run("copy", partial(_copy, device))
+    for operation in OPERATIONS:
+        if operation not in _ELSEWHERE and OPERATIONS[operation](size, place):
+            cells.run(operation, partial(_one, operation, size, place, 0.1 if tiny else 2.0), size=name)
 
 
-def _rows(cases: dict[str, tuple[Case, int]], device: str) -> dict[str, Any]:
-    """Each case with the bytes that it cannot but read and write, and its share of what a plain copy moves."""
+def _copy(device: str) -> dict[str, Any]:
     size = (1 << 24) if torch.device(device).type == "cpu" else (1 << 30)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    cases = {"copy": (lambda: target.copy_(source), 2 * size), **cases}
-    times = take_turns({name: case for name, (case, _) in cases.items()}, device)
-    speed = {name: cases[name][1] / time.median for name, time in times.items()}
-    return {
-        "rows": {
-            name: {
-                **figures(time),
-                "bytes": cases[name][1],
-                "gb_per_s": round(speed[name] / 1e9, 1),
-                "of_copy": round(speed[name] / speed["copy"], 3),
-            }
-            for name, time in times.items()
-        }
-    }
+    time = take_turns({"copy": lambda: target.copy_(source)}, device)["copy"]
+    return {"rows": {"copy": {**figures(time), "gb_per_s": round(2 * source.nbytes / time.median / 1e9, 1)}}}
 
 
-def _delta(tokens: int, width: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    output, hidden, before, slope = (torch.randn(1, tokens, width, device=device).to(dtype) for _ in range(4))
-    one = output.nbytes
-    return _rows(
-        {
-            "compute_delta": (lambda: compute_delta(output, hidden, before), 4 * one),
-            "update_delta": (lambda: update_delta(output, hidden, before, slope, 2), 6 * one),
-            "apply_delta": (lambda: apply_delta(hidden, before), 3 * one),
-            "apply_delta, slope": (lambda: apply_delta(hidden, before, slope, 2), 4 * one),
-            "torch: subtract": (lambda: output - hidden, 3 * one),
-            "torch: add": (lambda: hidden + before, 3 * one),
-        },
-        device,
-    )
-
-
-def _statistics(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    _, key, value = waves(tokens, heads, size, dtype, device)
-    whole = tokens // BLOCK * BLOCK
-    blocks = key[:, :whole].unflatten(1, (-1, BLOCK))
-    return _rows(
-        {
-            "torch: mean": (lambda: blocks.mean(2, dtype=torch.float32), blocks.nbytes),
-            "block_means": (lambda: block_means(key, BLOCK), key.nbytes),
-            "block_statistics": (lambda: block_statistics(key, value, BLOCK, first_order=False), 2 * key.nbytes),
-            "block_statistics, first order": (lambda: block_statistics(key, value, BLOCK), 2 * key.nbytes),
-        },
-        device,
-    )
-
-
-def _search(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    query, key, value = waves(tokens, heads, size, dtype, device)
-    _, lse = dense_attention(query, key, value, block_size=BLOCK)
-    mean_key = block_means(key, BLOCK)
-    mass, _ = block_mass(query, key, lse, BLOCK)
-    keep = kept_number(0.125, mass.shape[-1])
-    budget = torch.full((heads,), keep, device=device)
-    products = 2 * heads * tokens**2 * size
-    found = _rows(
-        {
-            "dense_attention": (lambda: dense_attention(query, key, value, block_size=BLOCK), 3 * key.nbytes),
-            "block_mass": (lambda: block_mass(query, key, lse, BLOCK), 2 * key.nbytes),
-            "block_mass, tail": (lambda: block_mass(query, key, lse, BLOCK, mean_key=mean_key), 2 * key.nbytes),
-            "torch: topk": (lambda: mass.topk(keep), mass.nbytes),
-            "top_blocks": (lambda: top_blocks(mass, keep), mass.nbytes),
-            "top_blocks, by head": (lambda: top_blocks(mass, budget, width=keep), mass.nbytes),
-        },
-        device,
-    )
-    for name, row in found["rows"].items():
-        if "attention" in name or "mass" in name:
-            row["tflops"] = round((2 if name == "dense_attention" else 1) * products / row["ms"] / 1e9, 1)
-    return found
-
-
-def _arrangement(grid: tuple[int, int, int], heads: int, size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    tokens = grid[0] * grid[1] * grid[2]
-    arranged = arrange(grid, text="none", text_length=0, block_size=BLOCK, device=torch.device(device))
-    sequence = torch.randn(1, tokens, heads, size, device=device).to(dtype)
-    ordered = arranged.apply(sequence)
-    return _rows(
-        {
-            "apply": (lambda: arranged.apply(sequence), 2 * sequence.nbytes),
-            "restore": (lambda: arranged.restore(ordered), 2 * sequence.nbytes),
-        },
-        device,
-    )
+def _one(operation: str, size: Size, place: Place, seconds: float) -> dict[str, Any]:
+    """Each way to call an operation, checked, and what stands beside it."""
+    rows: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
+    for variant in OPERATIONS[operation](size, place):
+        found = measured(variant.make(), variant.work, place.device, seconds=seconds)
+        if not found["correct"]:
+            raise ValueError(f"{variant.name} is wrong: error {found['error']}, bound {found['bound']:g}")
+        row = {key: found[key] for key in ("ms", "ms_p20", "ms_p80", "rounds", "error", "bound")}
+        row["gb_per_s"] = round(found["bytes_per_s"] / 1e9, 1)
+        if found["flop_per_s"] is not None:
+            row["tflops"] = round(found["flop_per_s"] / 1e12, 2)
+        for rival, beside in found["rivals"].items():
+            row |= {f"{rival}: ms": beside["ms"], f"{rival}: speed-up": beside["speed_up"]["text"]}
+        rows[variant.name] = row
+        refused |= found["refused"]
+    return {"rows": rows, "refused": refused}

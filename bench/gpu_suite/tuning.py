@@ -17,9 +17,10 @@ from accel.kernels.block_attention.tiles import HEADS, Tile
 from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import block_statistics
 from accel.kernels.blocks import resolved_scale
+from accel.measure.timing import take_turns
 from bench.gpu_suite.attention import tail_of
 from bench.gpu_suite.cells import Cells
-from bench.gpu_suite.clock import figures, take_turns
+from bench.gpu_suite.figures import figures
 from bench.gpu_suite.problems import choice, relative, waves
 
 # No multiple of a block: the kernel that methods call is the one that may meet short blocks.

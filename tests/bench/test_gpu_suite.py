@@ -181,7 +181,8 @@ def test_the_kernels_parts_on_a_cpu_and_a_run_that_is_killed(tmp_path: Path) -> 
     rows = parts["attention"]["tiny/block64/0.125"]["rows"]
     assert rows["default"]["error"] == 0 < rows["hybrid, all"]["error"] < rows["none, all"]["error"] < 0.6
     assert parts["attention"]["tiny/block64/1"]["rows"]["none, all"]["error"] < 1e-5
-    assert all(cell["rows"]["copy"]["of_copy"] == 1 for cell in parts["small"].values())
+    assert parts["small"]["copy"]["rows"]["copy"]["gb_per_s"] > 0
+    assert {name.partition(".")[0] for name in parts["small"]} >= {"delta", "selection", "block_mass", "rotation"}
     page = (tmp_path / "results.md").read_text()
     assert "no figure here says anything about a GPU" in page
     assert page.count("# tuning\n\nnothing was run.") == page.count("# pipelines\n\nnothing was run.") == 1
@@ -204,7 +205,7 @@ def test_aims_stand_beside_the_figures() -> None:
         "none, all": {"ms": 2.1, "speed_up": 5.1},
         "hybrid, all": {"ms": 2.2, "speed_up": 4.9},
     }
-    name = "wan_14b_720p/block64/0.125"
+    name = "wan-14b-720p/block64/0.125"
     assert report.aims_of_attention({name: {"state": "done", "rows": rows}}) == [
         f"{name}, none, all: 5.10× over the fastest dense backend, aim 5×, met",
         f"{name}, zeroth, all: not measured over the fastest dense backend, aim 5×",

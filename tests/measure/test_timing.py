@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accel.measure import timing
-from accel.measure.timing import Timing, interleaved, machine, ratio
+from accel.measure.timing import Timing, interleaved, machine, ratio, take_turns
 
 
 def recorded(names, **options):
@@ -40,6 +40,43 @@ def test_durations_go_to_the_case_that_took_them(monkeypatch):
 
     timings = interleaved({name: case(name) for name in pace}, warmup=1, repeats=2)
     assert timings == {"a": Timing((1.0, 2.0)), "b": Timing((10.0, 20.0))}
+
+
+def test_another_clock_is_asked_instead():
+    shown = iter([5.0, 1.0, 2.0])
+    calls = []
+
+    def clock(case):
+        calls.append(case())
+        return next(shown)
+
+    assert interleaved({"a": lambda: "ran"}, warmup=1, repeats=2, clock=clock) == {"a": Timing((1.0, 2.0))}
+    assert calls == ["ran"] * 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "rounds"),
+    [(0.1, {}, 10), (5.0, {}, 3), (0.01, {}, 30), (5.0, {"rounds": 7}, 7), (0.1, {"seconds": 0.55}, 5)],
+)
+def test_there_are_as_many_rounds_as_there_is_time_for(monkeypatch, seconds, options, rounds):
+    """Two cases that take so many seconds together."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    calls = []
+
+    def case(name, share):
+        def run():
+            calls.append(name)
+            now[0] += share * seconds
+
+        return run
+
+    wanted = {"seconds": 1.05, **options}
+    timings = take_turns({"a": case("a", 0.25), "b": case("b", 0.75)}, "cpu", **wanted)
+    assert [len(one.seconds) for one in timings.values()] == [rounds] * 2
+    assert timings["b"].median == pytest.approx(0.75 * seconds)
+    # Three calls of each before; then every round begins with another.
+    assert "".join(calls[:10]) == "aaabbbabba"
 
 
 def test_the_device_is_waited_for_around_each_case(monkeypatch):
