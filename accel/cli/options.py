@@ -45,7 +45,7 @@ def option(panel: str, help_text: str, *names: str, **rules: Any) -> Any:
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the options of its groups in their places, as typer reads them from a signature."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         group = groups.get(parameter.name)

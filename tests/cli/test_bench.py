@@ -81,6 +81,13 @@ def test_another_baseline_is_another_folder(accel, done):
     assert (done / "bench.json").read_text() == before
 
 
+def test_another_state_of_our_own_code_is_another_folder(accel, done, monkeypatch):
+    monkeypatch.setattr("accel.cli.bench.run.changes", lambda: "0123456789abcdef")
+    result = accel("bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", done)
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert 'this is "0123456789abcdef": choose another folder with --output, or add --fresh' in result.err
+
+
 def test_a_folder_at_work_is_left_alone_also_by_fresh(accel, done, monkeypatch):
     monkeypatch.setattr("accel.cli.job.claims.Claims._lock", lambda self, place, wait: False)
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}

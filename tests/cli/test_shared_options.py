@@ -116,6 +116,26 @@ def test_the_variant_of_the_weights(make: Accel, accel: Accel, tmp_path: Path) -
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("arguments", [*(("--prompt", "x"), ("--replay", "a.json")), *COMMANDS[1:], "report"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_several_processes_are_refused_by_one(
+    arguments: str | tuple[str, ...], rank: int, accel: Accel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would do the same, and write it to the same files."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    words = ("generate", *arguments) if isinstance(arguments, tuple) else (arguments,)
+    argument = {"calibrate": ["mixed"], "report": ["found"]}.get(words[0], [])
+    result = accel(*words, *argument)
+    says = (
+        f"accel: error: accel {words[0]}{' without --prompts' if words[0] == 'generate' else ''} works in one process, "
+        "and 2 were started: start it without the launcher, or share many prompts among the processes with accel "
+        "generate --prompts FILE\n"
+    )
+    assert (result.code, result.out, result.err) == (2, "", says if rank == 0 else "")
+    assert not listing(tmp_path)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("given", "says"),

@@ -65,7 +65,8 @@ def _model(results: Results) -> str:
 def _identity(results: Results) -> list[tuple[str, str]]:
     identity, plan = results.identity, results.plan
     machine = identity["machine"]
-    modified = " with changes" if machine["modified"] else ""
+    changes = identity.get("uncommitted_changes")
+    modified = f" with changes {changes or 'outside of Accel itself'}" if machine["modified"] or changes else ""
     told = {name: machine[name] for name in _MACHINE if machine[name] is not None}
     if "commit" in told:
         told["commit"] = f"{told['commit'][:12]}{modified}"

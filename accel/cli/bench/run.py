@@ -35,7 +35,7 @@ from accel.measure.clip_score import ClipScore
 from accel.measure.judge import judge
 from accel.measure.lpips import Lpips
 from accel.measure.matrix import NotGivenBack, Work, check, measure, order
-from accel.measure.timing import machine
+from accel.measure.timing import changes, machine
 from accel.measure.trial import Setting
 from accel.measure.verdict import LEAST_PSNR
 from accel.pipelines import demo
@@ -170,6 +170,7 @@ def _identity(wanted: Wanted, plan: Plan, ready: Ready) -> dict[str, Any]:
         "baseline": f"{plan.baseline.name}, {plan.baseline.fingerprint[:8]}",
         "measures": {"lpips": wanted.lpips is not None, "clip": wanted.clip_model and wanted.clip_model.name},
         "machine": machine(request.device),
+        "uncommitted_changes": changes(),
         "accel": side_file.versions()["accel"],
     }
 
