@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accel.measure import timing
-from accel.measure.timing import changes, Timing, interleaved, machine, ratio
+from accel.measure.timing import Timing, changes, interleaved, machine, ratio
 
 
 def recorded(names, **options):
