@@ -12,10 +12,10 @@ from accel.cli import methods
 from accel.cli.groups import Call, Model, Overwrite, Prompts, Set
 from accel.cli.job.processes import alone
 from accel.cli.libraries import quiet_libraries
-from accel.cli.options import WHAT, WHERE, WHOLE, WITH, option, with_groups
+from accel.cli.options import WHAT, WHERE, WITH, option, whole, with_groups
 from accel.cli.printing import Format, FormatOption
 from accel.errors import AccelError
-from accel.reporting.files import check_folder, check_free
+from accel.reporting.files import check_free, check_parent
 
 
 class Calibrated(StrEnum):
@@ -45,7 +45,7 @@ def calibrate(
     call: Call,
     seed: Annotated[
         int | None,
-        option(WHAT, "Of the first run, 0 if left out; each further run takes the next.", min=0, **WHOLE),
+        option(WHAT, "Of the first run, 0 if left out; each further run takes the next.", **whole(0)),
     ] = None,
     attention: Annotated[
         str | None, option(WITH, "The sparse attention that will stand beside the method.", metavar="NAME")
@@ -87,8 +87,6 @@ def _target(output: Path | None, method: Calibrated, *, overwrite: bool) -> Path
     path = output.expanduser()
     if path.is_dir() or path.suffix.lower() != ".json":
         raise AccelError(f"{path} is not the name of a .json file; try -o {path / 'calibration.json'}")
-    if not path.parent.exists():
-        raise AccelError(f"there is no folder {path.parent} for {path.name}; make it first")
-    check_folder(path.parent)
+    check_parent(path)
     check_free([path], overwrite=overwrite)
     return path

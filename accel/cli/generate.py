@@ -13,7 +13,7 @@ from accel.cli.job.processes import Processes, alone
 from accel.cli.job.prompts import read
 from accel.cli.libraries import quiet_libraries
 from accel.cli.methods import MethodOptions
-from accel.cli.options import WHAT, WHERE, WHOLE, WITH, given_options, option, with_groups
+from accel.cli.options import WHAT, WHERE, WITH, given_options, option, whole, with_groups
 from accel.cli.printing import Format, FormatOption
 from accel.cli.request import EXAMPLE, Request, from_side_file, option_of
 from accel.errors import AccelError
@@ -42,8 +42,7 @@ def generate(
             WHAT,
             "Start of the noise; drawn and reported if left out. With --prompts: of line 1, 0 if left out; each "
             "further line takes the next.",
-            min=0,
-            **WHOLE,
+            **whole(0),
         ),
     ] = None,
     replay: Annotated[

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 from accel.cli import methods
 from accel.cli.job.prompts import read, where
 from accel.cli.methods import MethodOptions
-from accel.cli.options import HOW, NUMBER, WHAT, WHERE, WHOLE, WITH, option
+from accel.cli.options import HOW, WHAT, WHERE, WITH, number, option, whole
 from accel.cli.request import Request, image_file, lora
 from accel.errors import AccelError
+
+_USUAL = "the pipeline's own if left out"
 
 
 class Dtype(StrEnum):
@@ -30,14 +32,19 @@ class Offload(StrEnum):
     GROUP = "group"
 
 
-Seed = Annotated[int | None, option(WHAT, "Start of the noise; 0 if left out.", min=0, **WHOLE)]
+Seed = Annotated[int | None, option(WHAT, "Start of the noise; 0 if left out.", **whole(0))]
 Set = Annotated[
     list[str] | None,
-    option(WITH, "One setting, as in cache.interval=3; may be repeated.", "--set", metavar="A.B=C"),
+    option(
+        WITH,
+        "A setting, as in cache.interval=3; `accel list` has them all. May be repeated.",
+        "--set",
+        metavar="A.B=C",
+    ),
 ]
 Compile = Annotated[bool, option(WITH, "Compile the transformer's blocks, also of plain runs.", "--compile")]
 Overwrite = Annotated[bool, option(WHERE, "Replace files that exist.", "--overwrite")]
-Fps = Annotated[float | None, option(WHERE, "Frames a second of a video, 1 to 240.", **NUMBER)]
+Fps = Annotated[float | None, option(WHERE, "Frames a second of a video.", **number(1, 240))]
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,15 @@ class Call:
     negative_prompt: Annotated[str | None, option(WHAT, "What not to show.", metavar="TEXT")] = None
     image: Annotated[str | None, option(WHAT, "Picture to start from.", metavar="FILE")] = None
     num_inference_steps: Annotated[
-        int | None, option(WHAT, "Denoising steps.", "--num-inference-steps", "--steps", **WHOLE)
+        int | None,
+        option(WHAT, f"Denoising steps; {_USUAL}.", "--num-inference-steps", "--steps", **whole()),
     ] = None
-    guidance_scale: Annotated[float | None, option(WHAT, "How closely to follow the prompt.", **NUMBER)] = None
-    height: Annotated[int | None, option(WHAT, "Height in pixels.", **WHOLE)] = None
-    width: Annotated[int | None, option(WHAT, "Width in pixels.", **WHOLE)] = None
-    num_frames: Annotated[int | None, option(WHAT, "Frames of a video.", **WHOLE)] = None
+    guidance_scale: Annotated[
+        float | None, option(WHAT, f"How closely to follow the prompt; {_USUAL}.", **number())
+    ] = None
+    height: Annotated[int | None, option(WHAT, f"Height in pixels; {_USUAL}.", **whole())] = None
+    width: Annotated[int | None, option(WHAT, f"Width in pixels; {_USUAL}.", **whole())] = None
+    num_frames: Annotated[int | None, option(WHAT, f"Frames of a video; {_USUAL}.", **whole())] = None
 
     def arguments(self) -> dict[str, Any]:
         """Those that were given, by their diffusers names; without the image, which is a file still."""

@@ -19,22 +19,31 @@ WHAT, COMPARED, MUCH = "What to make", "What to compare", "How much to measure"
 WITH, HOW, WHERE = "Acceleration", "Model and machine", "Output"
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a whole number") from error
+def whole(least: int | None = None, most: int | None = None) -> dict[str, Any]:
+    """A whole number within bounds."""
+    return _bounded(int, "a whole number", "N", least, most)
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number") from error
+def number(least: float | None = None, most: float | None = None) -> dict[str, Any]:
+    """A number within bounds."""
+    return _bounded(float, "a number", "X", least, most)
 
 
-WHOLE: dict[str, Any] = {"parser": _whole, "metavar": "N"}
-NUMBER: dict[str, Any] = {"parser": _number, "metavar": "X"}
+def _bounded(kind: type, words: str, metavar: str, least: float | None, most: float | None) -> dict[str, Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r} is not {words}") from error
+        # Written so that what is no number at all is not within bounds either.
+        low, high = least is None or value >= least, most is None or value <= most
+        if not (low and high):
+            nearest = most if low else least
+            raise typer.BadParameter(f"{text} is not possible; the nearest that works is {nearest}")
+        return value
+
+    # The bounds are shown in the help, and not held by typer where there is a parser.
+    return {"parser": parse, "metavar": metavar, "min": least, "max": most}
 
 
 def option(panel: str, help_text: str, *names: str, **rules: Any) -> Any:

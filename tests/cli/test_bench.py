@@ -154,7 +154,7 @@ def test_compare_refuses_in_one_line(accel, done, arguments, reason):
         (["--prompt", "a dog", "--prompt", " "], "the prompt is empty"),
         (["--settings", "none.yaml"], "cannot read none.yaml"),
         (["--clips", "some"], "--clips some is not possible"),
-        (["--batch", "0"], "--batch 0 is not possible"),
+        (["--batch", "0"], "'--batch': 0 is not possible; the nearest that works is 1"),
         (["-m", "nowhere"], "there is no prompt"),
     ],
 )

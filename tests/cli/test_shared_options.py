@@ -35,6 +35,19 @@ def test_every_command_has_the_whole_of_a_group(command: str) -> None:
         assert found[field.name].help == reference[field.name].help
 
 
+def test_the_methods_of_the_help_are_those_that_there_are() -> None:
+    import accel.methods  # noqa: F401
+    from accel.methods.base import registered
+    from accel.presets import PRESETS
+
+    found: dict[str, set[str]] = {"preset": set(PRESETS), "cache": {"none"}, "attention": {"dense"}, "quantize": set()}
+    for name, entry in registered().items():
+        found[entry.config.keyword].add(name)
+    for keyword, names in found.items():
+        told, _, _ = options("generate")[keyword].help.partition(";")
+        assert set(told.rstrip(".").replace(" or ", ", ").split(", ")) == names
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
     """A folder with what the options take, and what they do not."""

@@ -11,7 +11,7 @@ from typing import Annotated
 from accel.cli.groups import Call, Compile, Model, Prompts
 from accel.cli.job.processes import alone
 from accel.cli.libraries import quiet_libraries
-from accel.cli.options import COMPARED, MUCH, NUMBER, WHERE, WHOLE, option, with_groups
+from accel.cli.options import COMPARED, MUCH, WHERE, number, option, whole, with_groups
 from accel.cli.printing import Format, FormatOption
 from accel.cli.request import Request
 from accel.errors import AccelError
@@ -69,7 +69,8 @@ def bench(
         ),
     ] = None,
     settings: Annotated[
-        Path | None, option(COMPARED, "YAML or JSON file of names with such texts or configurations.", metavar="FILE")
+        Path | None,
+        option(COMPARED, "YAML or JSON file: names, each with such a text or a configuration.", metavar="FILE"),
     ] = None,
     baseline: Annotated[
         str, option(COMPARED, "The setting that others are compared with; plain if left out.", metavar="NAME")
@@ -77,30 +78,27 @@ def bench(
     no_fewer_steps: Annotated[
         bool, option(COMPARED, "Leave out the plain pipeline with fewer steps.", "--no-fewer-steps")
     ] = False,
-    seed: Annotated[int, option(MUCH, "The first seed, 0 if left out.", min=0, **WHOLE)] = 0,
-    seeds: Annotated[int, option(MUCH, "Seeds for each prompt, 1 if left out.", min=1, max=1000, **WHOLE)] = 1,
-    repeats: Annotated[
-        int, option(MUCH, "How often each run is measured, 1 if left out.", min=1, max=1000, **WHOLE)
-    ] = 1,
+    seed: Annotated[int, option(MUCH, "The first seed, 0 if left out.", **whole(0))] = 0,
+    seeds: Annotated[int, option(MUCH, "Seeds for each prompt, 1 if left out.", **whole(1, 1000))] = 1,
+    repeats: Annotated[int, option(MUCH, "How often each run is measured, 1 if left out.", **whole(1, 1000))] = 1,
     batch: Annotated[
         list[int] | None,
-        option(MUCH, "Results in one call, for the throughput; 1 is always measured. May be repeated.", **WHOLE),
+        option(MUCH, "Results in one call, for the throughput; 1 is always measured. May be repeated.", **whole(1)),
     ] = None,
     warmup: Annotated[
         int,
         option(
             MUCH,
-            "Steps of a run of each setting before the first that counts, 2 if left out; 0 says no speed-up.",
-            min=0,
-            **WHOLE,
+            "Steps of a run of each setting before the first that counts, 2 if left out; without, no speed-up is said.",
+            **whole(0),
         ),
     ] = 2,
     least_psnr: Annotated[
         float | None,
         option(
             MUCH,
-            "In dB, 12 if left out: a result further from the baseline's counts as another picture.",
-            **NUMBER,
+            "A result further than so many dB from the baseline's counts as another picture; 12 if left out.",
+            **number(0, 100),
         ),
     ] = None,
     lpips: Annotated[
@@ -119,8 +117,8 @@ def bench(
         Path | None,
         option(
             WHERE,
-            "The folder of the results; if left out, one in outputs/bench/ that the model, its call and this machine "
-            "name. The same command goes on where it was stopped.",
+            "The folder of the results; if left out, one in outputs/bench/, another for each model, call, machine and "
+            "state of Accel's code. The same command goes on where it was stopped.",
             "--output",
             "-o",
             metavar="FOLDER",
@@ -143,11 +141,6 @@ def bench(
     texts = prompts.texts()
     if not texts and model.name != "demo":
         raise AccelError("there is no prompt: give some with --prompt, or a file with one on each line with --prompts")
-    if least_psnr is not None and not 0 <= least_psnr <= 100:
-        raise AccelError(f"--least-psnr {least_psnr:g} is not possible; it is from 0 to 100 dB")
-    batches = tuple(dict.fromkeys((1, *(batch or ()))))
-    if min(batches) < 1:
-        raise AccelError(f"--batch {min(batches)} is not possible; the nearest that works is 1")
     if output is not None:
         check_folder(output.expanduser())
     texts = texts or demo_prompts(_DEMO_PROMPTS)
@@ -161,7 +154,7 @@ def bench(
         baseline=baseline,
         fewer_steps=not no_fewer_steps,
         repeats=repeats,
-        batches=batches,
+        batches=tuple(dict.fromkeys((1, *(batch or ())))),
         warmup=warmup,
         least_psnr=least_psnr,
         lpips=lpips and lpips.expanduser(),

@@ -15,7 +15,7 @@ from accel.cli.options import COMPARED, WHAT, WHERE, given_options, option, with
 from accel.cli.printing import Format, FormatOption
 from accel.cli.request import option_of
 from accel.errors import AccelError
-from accel.reporting.files import check_folder, check_free
+from accel.reporting.files import check_free, check_parent
 
 _OF_A_FOLDER = ("folder", "setting", "baseline", "prompt", "seed", "output", "overwrite", "fps", "form")
 
@@ -71,10 +71,8 @@ def compare(
     if output is not None:
         if output.suffix.lower() != ".png":
             raise AccelError(f"{output} is not the name of a .png file; try -o {output.with_suffix('.png')}")
-        check_folder(output.expanduser().parent)
+        check_parent(output.expanduser())
         check_free([output.expanduser()], overwrite=overwrite)
-    if fps is not None and not 1 <= fps <= 240:
-        raise AccelError(f"--fps {fps:g} is not possible; it is from 1 to 240")
     extra = next((name for name in given if name not in _OF_A_FOLDER), None)
     if folder is not None and extra is not None:
         raise AccelError(f"{folder} holds finished runs; leave {option_of(extra)} out")

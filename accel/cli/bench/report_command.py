@@ -13,7 +13,7 @@ from accel.cli.libraries import quiet_libraries
 from accel.cli.options import WHERE, option
 from accel.cli.printing import Format, FormatOption
 from accel.errors import AccelError
-from accel.reporting.files import check_folder
+from accel.reporting.files import check_parent
 
 
 def report(
@@ -37,7 +37,8 @@ def report(
     target = (output or folder / "report.html").expanduser()
     if target.suffix.lower() not in (".html", ".htm"):
         raise AccelError(f"{target} is not the name of an .html file; try -o {target.with_suffix('.html')}")
-    check_folder(target.parent)
+    if output is not None:
+        check_parent(target)
     quiet_libraries()
     from accel.cli.bench.report_run import carry_out
 
