@@ -128,7 +128,8 @@ class AccelConfig(BaseModel):
     def from_dict(cls, data: dict[str, Any]) -> AccelConfig:
         """Reads plain data; whatever is unknown or impossible is refused in one line."""
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            raise AccelError(f"a configuration is a mapping with {', '.join(_KEYWORDS)}, not {type(data).__name__}")
+            found = "nothing" if data is None else type(data).__name__
+            raise AccelError(f"a configuration is a mapping with {', '.join(_KEYWORDS)}, not {found}")
         return cls(**data)
 
     def save_pretrained(self, folder: str | Path) -> Path:

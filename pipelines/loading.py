@@ -101,11 +101,14 @@ def load_pipeline(
     return pipe if place is None else pipe.to(place)
 
 
-def look_up(model: str | Path = "demo", *, configs: Collection[str] = ()) -> tuple[type[DiffusionPipeline], Path]:
+def look_up(
+    model: str | Path = "demo", *, configs: Collection[str] = (), revision: str | None = None
+) -> tuple[type[DiffusionPipeline], Path]:
     """The class of a model's pipeline and the folder with its index, without any weights.
 
     `model` is as in `load_pipeline`, and so are the refusals. Of a hub id, the index is fetched unless it is in the
-    cache, and so are the `config.json` of the components named in `configs`, where it has them.
+    cache, and so are the `config.json` of the components named in `configs`, where it has them; of the newest state,
+    unless `revision` names another.
     """
     if model == "demo":
         from accel.pipelines.demo.pipeline import CLASSES
@@ -116,12 +119,12 @@ def look_up(model: str | Path = "demo", *, configs: Collection[str] = ()) -> tup
         folder = Path(model).expanduser().absolute()
         return pipeline_class(read_index(folder), folder), folder
     try:
-        folder = Path(hf_hub_download(hub_id, INDEX)).parent
+        folder = Path(hf_hub_download(hub_id, INDEX, revision=revision)).parent
         index = read_index(folder)
         for name in configs:
             if name in index:
                 with suppress(EntryNotFoundError):
-                    hf_hub_download(hub_id, f"{name}/config.json")
+                    hf_hub_download(hub_id, f"{name}/config.json", revision=revision)
     except AccelError:
         raise
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:

@@ -7,9 +7,11 @@ line are quick.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from difflib import get_close_matches
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import accel
 from accel.cli import exits
@@ -24,8 +26,25 @@ from accel.cli.profile import profile
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """The commands; the beginning of a name is taken for a hint at it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds the command; refuses an unknown one with the nearest that there is."""
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            meant = [name for name in names if name.startswith(args[0])] or get_close_matches(args[0], names)
+            hint = f"did you mean '{meant[0]}'?" if meant else f"there are {', '.join(names)}"
+            ctx.fail(f"no such command '{args[0]}'; {hint}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="accel",
+    cls=_Commands,
+    epilog='To begin with: accel generate --prompt "a red circle moving left" -o circle.mp4 (no download). Exit codes: '
+    "0 done, 1 the run failed, 2 refused, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     # --num_frames is --num-frames.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +9,13 @@ from typing import Annotated
 import typer
 
 from accel.cli import methods
+from accel.cli.groups import Call, Model, Overwrite, Prompts, Set
+from accel.cli.job.processes import alone
 from accel.cli.libraries import quiet_libraries
-from accel.cli.options import CALL, NUMBER, WHOLE, Dtype, Offload, option
-from accel.cli.printing import Format
-from accel.cli.request import Request
-from accel.cli.several_prompts import several_prompts
+from accel.cli.options import WHAT, WHERE, WITH, option, whole, with_groups
+from accel.cli.printing import Format, FormatOption
 from accel.errors import AccelError
-from accel.reporting.files import check_folder, check_free
-
-_WHAT, _WITH, _HOW, _WHERE = "Runs to measure", "Acceleration", "Model and machine", "Output"
+from accel.reporting.files import check_free, check_parent
 
 
 class Calibrated(StrEnum):
@@ -33,7 +30,9 @@ class Calibrated(StrEnum):
         return "cache" if self is Calibrated.FLASHBLOCK else "quantize"
 
 
+@with_groups
 def calibrate(
+    *,
     method: Annotated[
         Calibrated,
         typer.Argument(
@@ -42,61 +41,29 @@ def calibrate(
             show_default=False,
         ),
     ],
-    prompt: Annotated[
-        list[str] | None, option(_WHAT, "What to show; one run for each, may be repeated.", metavar="TEXT")
-    ] = None,
-    prompts: Annotated[
-        Path | None, option(_WHAT, "Instead of --prompt: a text file with a prompt on each line.", metavar="FILE")
-    ] = None,
-    negative_prompt: Annotated[str | None, option(_WHAT, "What not to show.", metavar="TEXT")] = None,
-    num_inference_steps: Annotated[
-        int | None, option(_WHAT, "Denoising steps.", "--num-inference-steps", "--steps", **WHOLE)
-    ] = None,
-    guidance_scale: Annotated[float | None, option(_WHAT, "How closely to follow the prompt.", **NUMBER)] = None,
-    height: Annotated[int | None, option(_WHAT, "Pixels.", **WHOLE)] = None,
-    width: Annotated[int | None, option(_WHAT, "Pixels.", **WHOLE)] = None,
-    num_frames: Annotated[int | None, option(_WHAT, "Frames of a video.", **WHOLE)] = None,
+    prompts: Prompts,
+    call: Call,
     seed: Annotated[
-        int, option(_WHAT, "Of the first run, 0 if left out; each further run takes the next.", **WHOLE)
-    ] = 0,
+        int | None,
+        option(WHAT, "Of the first run, 0 if left out; each further run takes the next.", **whole(0)),
+    ] = None,
     attention: Annotated[
-        str | None, option(_WITH, "The sparse attention that will stand beside the method.", metavar="NAME")
+        str | None, option(WITH, "The sparse attention that will stand beside the method.", metavar="NAME")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        option(_WITH, "One setting, as in quantize.rotate=false; may be repeated.", "--set", metavar="A.B=C"),
-    ] = None,
-    model: Annotated[
-        str,
-        option(
-            _HOW,
-            "demo (the built-in model, the default), a folder, or a hub id.",
-            "--model",
-            "-m",
-            metavar="MODEL",
-        ),
-    ] = "demo",
-    size: Annotated[str | None, option(_HOW, "Of the demo: standard (65 frames) or quick (9).", metavar="NAME")] = None,
-    dtype: Annotated[Dtype | None, option(_HOW, "float32, bfloat16 or float16.", metavar="NAME")] = None,
-    device: Annotated[str | None, option(_HOW, "Such as cuda or cpu; the GPU if there is one.", metavar="NAME")] = None,
-    cpu_offload: Annotated[
-        Offload | None,
-        option(_HOW, "Keep weights that are not in use in main memory: model or group.", metavar="KIND"),
-    ] = None,
+    set_: Set = None,
+    model: Model,
     output: Annotated[
-        Path | None, option(_WHERE, "The .json file to write; it must be given.", "--output", "-o", metavar="FILE")
+        Path | None, option(WHERE, "The .json file to write; it must be given.", "--output", "-o", metavar="FILE")
     ] = None,
-    overwrite: Annotated[bool, option(_WHERE, "Replace a file that exists.", "--overwrite")] = False,
-    form: Annotated[
-        Format,
-        option(_WHERE, "human, or json: one object on stdout, all else on stderr.", "--format", metavar="NAME"),
-    ] = Format.HUMAN,
+    overwrite: Overwrite = False,
+    form: FormatOption = Format.HUMAN,
 ) -> None:
     """Measures on runs of a model what a method needs to know of it, and writes a file for its setting `calibration`.
 
-    The runs compute everything and are slower than plain ones; the more their prompts differ, the better.
+    One run for each prompt. They compute everything and are slower than plain ones; the more their prompts differ, the
+    better.
     """
-    given = dict(locals())
+    alone("accel calibrate")
     target = _target(output, method, overwrite=overwrite)
     wanted = methods.MethodOptions(
         attention=attention,
@@ -104,20 +71,11 @@ def calibrate(
         quantize=method.value if method.keyword == "quantize" else None,
         settings=methods.settings(set_ or ()),
     )
-    requests = [
-        Request(
-            prompt=text,
-            seed=seed + number,
-            model=model,
-            size=size,
-            call={name: given[name] for name in CALL if given[name] is not None},
-            dtype=dtype and dtype.value,
-            device=device,
-            cpu_offload=cpu_offload and cpu_offload.value,
-        )
-        for number, text in enumerate(_prompts(prompt or [], prompts))
-    ]
-    quiet_libraries(bars=form is Format.HUMAN and sys.stderr.isatty() and model != "demo")
+    texts = prompts.texts()
+    if not texts:
+        raise AccelError("there is no prompt: give some with --prompt, or a file with one on each line with --prompts")
+    requests = [model.request(text, (seed or 0) + number, call) for number, text in enumerate(texts)]
+    quiet_libraries(model.name, form)
     from accel.cli.run_calibrate import carry_out
 
     carry_out(method, requests, wanted, target, overwrite=overwrite, form=form)
@@ -129,15 +87,6 @@ def _target(output: Path | None, method: Calibrated, *, overwrite: bool) -> Path
     path = output.expanduser()
     if path.is_dir() or path.suffix.lower() != ".json":
         raise AccelError(f"{path} is not the name of a .json file; try -o {path / 'calibration.json'}")
-    if not path.parent.exists():
-        raise AccelError(f"there is no folder {path.parent} for {path.name}; make it first")
-    check_folder(path.parent)
+    check_parent(path)
     check_free([path], overwrite=overwrite)
     return path
-
-
-def _prompts(given: list[str], file: Path | None) -> list[str]:
-    found = several_prompts(given, file)
-    if not found:
-        raise AccelError("there is no prompt: give some with --prompt, or a file with one on each line with --prompts")
-    return found

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from accel.cli.exits import RunFailed
-from accel.cli.request import Request, option
+from accel.cli.request import Request, option_of
 from accel.errors import AccelError
 from accel.pipelines import demo
 from accel.pipelines.sizes import size_rule
@@ -37,7 +37,7 @@ def check_call(pipe: Any, request: Request) -> None:
     parameters, name = parameters_of(pipe), _name(pipe)
     for argument in request.call:
         if argument not in parameters:
-            raise AccelError(f"{name} takes no {option(argument)}; leave it out")
+            raise AccelError(f"{name} takes no {option_of(argument)}; leave it out")
     if not isinstance(pipe, type):
         _check_sizes(pipe, request.call)
     _check_negative(name, request.call, parameters)

@@ -25,11 +25,9 @@ def run_both(pipe: Any, request: Request, config: AccelConfig, label: Callable[[
 
     `label` is told what the next progress bar belongs to.
     """
-    # A pipeline that starts from an image skips the first part of its steps.
-    steps = math.ceil(_WARM_UP_STEPS / request.call.get("strength", 0.5)) if request.image else _WARM_UP_STEPS
     label("warm-up")
     for methods in (_PLAIN, config):
-        warm_up(pipe, request, methods, steps)
+        warm_up(pipe, request, methods, _WARM_UP_STEPS)
     label("plain")
     plain = run_once(pipe, request, _PLAIN)
     label("accelerated")

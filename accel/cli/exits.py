@@ -86,13 +86,19 @@ def _failure(error: Exception) -> tuple[int, str]:
     message = getattr(error, "format_message", None)
     if callable(message):
         # What typer raises for bad usage; its class lives in another package in each version.
-        text = one_line(message()).rstrip(".")
-        return REFUSED, text[:1].lower() + text[1:]
+        text = one_line(message()).rstrip(".").replace("Value error, ", "")
+        return REFUSED, text[:1].lower() + text[1:] + _where_to_look(error)
     if isinstance(error, AccelError):
         return REFUSED, in_one_line(error)
     if debugging():
         traceback.print_exception(error)
     return FAILED, in_one_line(error)
+
+
+def _where_to_look(error: Exception) -> str:
+    """Whose help tells what is possible, where the message itself does not."""
+    path = getattr(getattr(error, "ctx", None), "command_path", None)
+    return f"; {path} --help lists what there is" if path and "argument" in str(error) else ""
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def foresee(model: str, preset: str | None) -> dict[str, Any]:
     from accel.pipelines.families import families
     from accel.pipelines.loading import look_up
 
-    quiet_libraries(bars=False)
+    quiet_libraries()
     parts = {name for family in families().values() for name in family.denoisers}
     pipeline, folder = look_up(model, configs=sorted(parts))
     family, place = _place(pipeline, folder)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def list_everything(
-    preset: Annotated[str | None, typer.Option("--preset", help="Only this preset, with all its settings.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Only this preset, with all its settings.", metavar="NAME")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -128,7 +130,7 @@ def _together() -> list[dict[str, Any]]:
                 pair["on"].append(name)
             else:
                 pair["refused"][name] = why
-    return list(found.values())
+    return [found[pair] for pair in sorted(found)]
 
 
 def _lines(data: dict[str, Any]) -> list[str]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from accel.cli.exits import note, one_line
+from accel.cli.printing import Format
 
 
-def quiet_libraries(*, bars: bool) -> None:
-    """Turns the log lines of diffusers into notes, and those of its companions off; `bars` keeps progress bars.
+def quiet_libraries(model: str = "demo", form: Format = Format.HUMAN, *, silent: bool = False) -> None:
+    """Turns the log lines of diffusers into notes, and those of its companions off.
 
-    Must come before transformers is imported, since it speaks while it is.
+    Progress bars are kept where a model that takes time to load is loaded before the eyes of a person. Must come before
+    transformers is imported, since it speaks while it is.
     """
+    bars = model != "demo" and form is Format.HUMAN and sys.stderr.isatty() and not silent
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -45,10 +46,17 @@ def run_once(pipe: Any, request: Request, config: AccelConfig) -> Done:
     return Done(frames_of(done.output), done.seconds, done.loop_seconds, session.summary())
 
 
+def steps_for(pipe: Any, request: Request, steps: int) -> int:
+    """What to ask for, so that at least so many steps are taken: one that starts from an image may skip the first."""
+    parameter = parameters_of(pipe).get("strength")
+    share = request.call.get("strength", None if parameter is None else parameter.default)
+    return math.ceil(steps / share) if isinstance(share, float) and 0 < share < 1 else steps
+
+
 def warm_up(pipe: Any, request: Request, config: AccelConfig, steps: int) -> None:
-    """A short run whose result and remarks are dropped."""
+    """A short run whose result and remarks are dropped; of at least so many steps."""
     arguments = call_arguments(pipe, request)
-    arguments["num_inference_steps"] = steps
+    arguments["num_inference_steps"] = steps_for(pipe, request, steps)
     with warnings.catch_warnings():
         # In so few steps a method may find nothing to do, and says so.
         warnings.simplefilter("ignore", AccelWarning)

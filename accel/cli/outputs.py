@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from accel.errors import AccelError
-from accel.reporting.files import check_folder, check_free
+from accel.reporting.files import check_folder, check_free, check_parent
 from accel.reporting.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 DEFAULT_FOLDER = Path("outputs")
@@ -73,9 +73,7 @@ def destination(output: str | None, *, overwrite: bool, compare: bool) -> Destin
         )
     if path.suffix.lower() not in possible:
         raise AccelError(f"{path.name} is of a kind that accel does not write: use {_listed(possible)}")
-    if not path.parent.exists():
-        raise AccelError(f"there is no folder {path.parent} for {path.name}; make it first")
-    check_folder(path.parent)
+    check_parent(path)
     files = OutputFiles(path)
     check_free([files.media, files.side, *([files.sheet] if compare else [])], overwrite=overwrite)
     return Destination(path.parent, path.name, numbered=False, overwrite=overwrite)

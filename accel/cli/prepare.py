@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from accel.cli.exits import RunFailed, note, one_line
-from accel.cli.request import InputFile, Request
+from accel.cli.request import Lora, Request
 from accel.errors import AccelError
 
 
@@ -39,7 +39,14 @@ def load(request: Request, device: str, dtype: str | None) -> Any:
     from accel.integrations.loading import load_pipeline
 
     resident = device if request.cpu_offload is None else None
-    pipe = load_pipeline(request.model, size=request.size, torch_dtype=dtype, device=resident)
+    files = {"revision": request.revision, "variant": request.variant}
+    pipe = load_pipeline(
+        request.model,
+        size=request.size,
+        torch_dtype=dtype,
+        device=resident,
+        **{name: value for name, value in files.items() if value is not None},
+    )
     _add_loras(pipe, request.loras)
     if request.cpu_offload is not None:
         _offload(pipe, request.cpu_offload, device)
@@ -78,7 +85,7 @@ def _offload(pipe: Any, kind: str, device: str) -> None:
         pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=stream)
 
 
-def _add_loras(pipe: Any, loras: tuple[InputFile, ...]) -> None:
+def _add_loras(pipe: Any, loras: tuple[Lora, ...]) -> None:
     if not loras:
         return
     if not hasattr(pipe, "load_lora_weights"):
@@ -102,6 +109,6 @@ def _add_loras(pipe: Any, loras: tuple[InputFile, ...]) -> None:
         if names[-1] not in {name for part in pipe.get_list_adapters().values() for name in part}:
             raise AccelError(f"the LoRA {lora.name} holds nothing for {type(pipe).__name__}; is it for another model?")
     try:
-        pipe.set_adapters(names)
+        pipe.set_adapters(names, [lora.scale for lora in loras])
     except ValueError as error:
         raise RunFailed(f"the LoRAs cannot be used together: {one_line(str(error))}") from error

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from accel.cli.options import WHERE, option
+
 
 class Format(StrEnum):
     """The two forms."""
@@ -18,7 +20,8 @@ class Format(StrEnum):
 
 
 FormatOption = Annotated[
-    Format, typer.Option("--format", help="human, or json: one object on stdout, all else on stderr.")
+    Format,
+    option(WHERE, "human, or json: one object on stdout, all else on stderr.", "--format", metavar="NAME"),
 ]
 
 

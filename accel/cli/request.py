@@ -14,6 +14,7 @@ from accel.pipelines import demo
 from accel.reporting import side_file
 
 LORA_FILE = ".safetensors"
+EXAMPLE = '"a red circle moving left on a black background"'
 _LARGEST = sys.maxsize
 _RANGES: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, _LARGEST),
@@ -26,7 +27,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def option(name: str) -> str:
+def option_of(name: str) -> str:
     """The option for an argument of a pipeline's call."""
     return "--" + {"num_inference_steps": "steps"}.get(name, name).strip("_").replace("_", "-")
 
@@ -44,6 +45,28 @@ class InputFile:
 
 
 @dataclass(frozen=True)
+class Lora(InputFile):
+    """A LoRA, and how much of it is added."""
+
+    scale: float = 1.0
+
+    def recorded(self) -> dict[str, Any]:
+        """As it stands in the side file."""
+        return {**super().recorded(), "scale": self.scale}
+
+    def as_option(self) -> str:
+        """As `--lora` takes it."""
+        return self._scaled(self.name)
+
+    def identity(self) -> str:
+        """What decides on the result."""
+        return self._scaled(self.sha256 or self.name)
+
+    def _scaled(self, text: str) -> str:
+        return text if self.scale == 1 else f"{text}={self.scale:g}"
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything but the methods and the destination.
 
@@ -55,6 +78,8 @@ class Request:
     seed: int
     model: str = "demo"
     size: str | None = None
+    revision: str | None = None
+    variant: str | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
     image: InputFile | None = None
     fps: float | None = None
@@ -63,26 +88,32 @@ class Request:
     cpu_offload: str | None = None
     compile: bool = False
     vae_tiling: bool = False
-    loras: tuple[InputFile, ...] = ()
+    loras: tuple[Lora, ...] = ()
     compare_dense: bool = False
     recorded: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise AccelError('the prompt is empty; try --prompt "a red circle moving left on a black background"')
+            raise AccelError(f"the prompt is empty; try --prompt {EXAMPLE}")
         if self.model == "demo":
             demo.check_size(self.size or "standard")
         elif self.size is not None:
             raise AccelError(f"--size belongs to the demo, and {self.model!r} has one size only; leave it out")
+        if self.model == "demo" and self.variant is not None:
+            raise AccelError(
+                "the demo has one file of weights; leave --variant out, or give another model with --model"
+            )
+        if self.revision is not None and (self.model == "demo" or Path(self.model).expanduser().is_dir()):
+            raise AccelError(f"--revision is that of a model of the hub, and {self.model} is none; leave it out")
         numbers = {**self.call, "seed": self.seed, "fps": self.fps}
         for name, (least, most) in _RANGES.items():
             value = numbers.get(name)
             if value is None or least <= value <= most:
                 continue
             if isinstance(value, float) and not math.isfinite(value):
-                raise AccelError(f"{option(name)} {value} is not a finite number")
+                raise AccelError(f"{option_of(name)} {value} is not a finite number")
             nearest = least if value < least else most
-            raise AccelError(f"{option(name)} {value} is not possible; the nearest that works is {nearest}")
+            raise AccelError(f"{option_of(name)} {value} is not possible; the nearest that works is {nearest}")
 
     @property
     def demo_size(self) -> str | None:
@@ -92,6 +123,8 @@ class Request:
     def options(self) -> dict[str, Any]:
         """The options beside the call, as they stand in the side file."""
         return {
+            "revision": self.revision,
+            "variant": self.variant,
             "dtype": self.dtype,
             "device": self.device,
             "fps": self.fps,
@@ -119,8 +152,9 @@ def image_file(path: str) -> InputFile:
     return InputFile(str(file.absolute()), side_file.file_sha256(file))
 
 
-def lora(name: str) -> InputFile:
-    """A LoRA: a safetensors file, a folder with one, or a hub id."""
+def lora(text: str) -> Lora:
+    """A LoRA: a safetensors file, a folder with one, or a hub id; with `=SCALE` behind it, so much of it."""
+    name, scale = _name_and_scale(text)
     path = Path(name).expanduser()
     if path.is_dir():
         found = sorted(path.glob(f"*{LORA_FILE}"))
@@ -131,12 +165,25 @@ def lora(name: str) -> InputFile:
     if path.is_file():
         if path.suffix != LORA_FILE:
             raise AccelError(f"{path} is not a {LORA_FILE} file; other forms can run code when they are read")
-        return InputFile(str(path.absolute()), side_file.file_sha256(path))
+        return Lora(str(path.absolute()), side_file.file_sha256(path), scale)
     if path.suffix or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise AccelError(
             f"there is no LoRA {name}; give a {LORA_FILE} file, a folder with one, or a hub id such as org/name"
         )
-    return InputFile(name, None)
+    return Lora(name, None, scale)
+
+
+def _name_and_scale(text: str) -> tuple[str, float]:
+    name, mark, number = text.rpartition("=")
+    if not mark or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not name or not math.isfinite(scale):
+        raise AccelError(f"--lora {text}: {number!r} is not a scale; write it as in {name or 'FILE'}=0.8")
+    return name, scale
 
 
 def from_side_file(path: Path) -> Request:
@@ -151,7 +198,13 @@ def from_side_file(path: Path) -> Request:
             size=model["size"],
             call=data["call"],
             image=_same(options["image"]),
-            loras=tuple(file for entry in options["loras"] if (file := _same(entry)) is not None),
+            loras=tuple(
+                Lora(file.name, file.sha256, float(entry.get("scale", 1)))
+                for entry in options["loras"]
+                if (file := _same(entry)) is not None
+            ),
+            revision=options.get("revision"),
+            variant=options.get("variant"),
             recorded=data,
             **{name: options[name] for name in ("fps", "dtype", "device", "cpu_offload", "compile", "vae_tiling")},
         )

@@ -21,7 +21,7 @@ from accel.cli.methods import MethodOptions
 from accel.cli.once import call_once
 from accel.cli.prepare import load, number_format, place
 from accel.cli.printing import Format, emit, say
-from accel.cli.request import Request, option
+from accel.cli.request import Request, option_of
 from accel.measure.calibration import calibrate_flashblock, calibrate_mixed
 from accel.reporting.files import write_together
 
@@ -89,11 +89,15 @@ def _next(method: Calibrated, request: Request, options: MethodOptions, target: 
     """The command that makes the first prompt's result with the calibration."""
     words = ["accel", "generate", "--prompt", request.prompt]
     given = {"model": request.model if request.model != "demo" else None, "size": request.size, **request.call}
-    given |= {name: getattr(request, name) for name in ("dtype", "device", "cpu_offload")}
+    given |= {name: getattr(request, name) for name in ("revision", "variant", "dtype", "device", "cpu_offload")}
+    given |= {"image": request.image and request.image.name}
     given |= {"attention": options.attention, method.keyword: method.value}
     for name, value in given.items():
         if value is not None:
-            words += [option(name), str(value)]
+            words += [option_of(name), str(value)]
+    for lora in request.loras:
+        words += ["--lora", lora.as_option()]
+    words += ["--vae-tiling"] if request.vae_tiling else []
     for path, value in options.settings:
         words += ["--set", f"{path}={json.dumps(value)}"]
     text = str(target)

@@ -57,12 +57,13 @@ def carry_out(
         trace = Path(made) / "trace.json"
         with accel.enable(pipe, config) if config.methods else nullcontext() as session:
             found = profiled(pipe, lambda: call_once(pipe, request, arguments), trace)
+        counted = [layer for layer in found.layers if layer.counted]
         data = _data(found, limits, request, config.to_dict(), machine(device))
         files: dict[Path, Writer] = {
             targets["trace.json"]: bytes_writer(trace.read_bytes()),
             targets["profile.json"]: text_writer(json.dumps(data, indent=1) + "\n"),
-            targets["roofline.png"]: bytes_writer(roofline(found.layers, limits)),
-            targets["waterline.png"]: bytes_writer(waterline(found.layers, limits)),
+            targets["roofline.png"]: bytes_writer(roofline(counted, limits)),
+            targets["waterline.png"]: bytes_writer(waterline(counted, limits)),
         }
     write_together(files, overwrite=overwrite)
     if form is Format.JSON:
@@ -90,11 +91,15 @@ def _data(
         "seconds": found.seconds,
         "parts": found.parts,
         "blocks": found.blocks,
-        "layers": [
-            {**asdict(layer), "ideal_seconds": limits.ideal_seconds(layer.flops, layer.moved)} for layer in found.layers
-        ],
+        "layers": [_layer(layer, limits) for layer in found.layers],
         "operations": [asdict(one) for one in found.operations],
     }
+
+
+def _layer(layer: Layer, limits: Ceilings) -> dict[str, Any]:
+    """As it stands in `profile.json`; of one that is not counted, what follows from the count is null."""
+    figures = {**asdict(layer), "ideal_seconds": limits.ideal_seconds(layer.flops, layer.moved)}
+    return figures if layer.counted else figures | dict.fromkeys(("flops", "moved", "ideal_seconds"))
 
 
 def _lines(found: Profile, limits: Ceilings) -> list[str]:
@@ -120,12 +125,16 @@ def _lines(found: Profile, limits: Ceilings) -> list[str]:
         seconds, flops, moved = (sum(getattr(one, name) for one in layers) for name in ("seconds", "flops", "moved"))
         if not seconds:
             continue
+        calls = str(sum(one.calls for one in layers))
+        if not all(one.counted for one in layers):
+            rows.append((kind, calls, f"{seconds:.3f}", f"{seconds / found.seconds:.1%}", *["–"] * 5, "not counted"))
+            continue
         rate, flow = flops / seconds, moved / seconds
         by = "products" if flops / limits.flops > moved / limits.bandwidth else "memory"
         rows.append(
             (
                 kind,
-                str(sum(one.calls for one in layers)),
+                calls,
                 f"{seconds:.3f}",
                 f"{seconds / found.seconds:.1%}",
                 f"{rate / 1e9:,.1f}",

@@ -199,7 +199,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise AccelError(f"{folder} holds no {HEADER_FILE}: give a folder that accel bench has written") from error
     except (OSError, ValueError) as error:
         raise AccelError(f"cannot read {path}: {' '.join(str(error).split())}") from error

@@ -29,11 +29,11 @@ def lines_of(
 ) -> list[Line]:
     """One line of plain data for each setting, the baseline's first.
 
-    A line has "setting" (its name), "config", "steps", "runs", "errors", "seconds" (by part: median, p20, p80),
-    "results_per_minute" (by batch), "steps_per_second", "tokens_per_second", "peak_bytes", "held_bytes", "block_calls"
-    (as a share of the baseline's), "quality" (of each figure its mean, median, least and most over the clips),
-    "same_bits" (clips with the baseline's bits), "prompt_accuracy", "speed_up" and "loop_speed_up" (None where nothing
-    may be said), "unsaid" (why), "warnings" and "left_behind".
+    A line has "setting" (its name), "config", "steps", "evaluations", "runs", "errors", "seconds" (by part: median,
+    p20, p80), "results_per_minute" (by batch), "steps_per_second", "tokens_per_second", "peak_bytes", "held_bytes",
+    "block_calls" (as a share of the baseline's), "quality" (of each figure its mean, median, least and most over the
+    clips), "same_bits" (clips with the baseline's bits), "prompt_accuracy", "speed_up" and "loop_speed_up" (None where
+    nothing may be said), "unsaid" (why), "warnings" and "left_behind".
     """
     found = {one.fingerprint: list(cells(one)) for one in (baseline, *settings)}
     ordered = [baseline, *(one for one in settings if one.fingerprint != baseline.fingerprint)]
@@ -54,6 +54,7 @@ def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: lis
         "baseline": is_baseline,
         "config": setting.to_dict(),
         "steps": _first(single, "steps"),
+        "evaluations": _first(single, "evaluations"),
         "runs": len(single),
         "errors": sorted({cell.error for cell in cells if cell.error is not None}),
         "seconds": _seconds(single),
@@ -165,7 +166,7 @@ def _spread(judged: list[dict[str, Any]], name: str) -> dict[str, float] | None:
 
 
 def _first(cells: list[Cell], what: str) -> Any:
-    return cells[0].figures[what] if cells else None
+    return cells[0].figures.get(what) if cells else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -27,6 +27,7 @@ class Layer:
 
     `flops` are floating-point operations (a multiplication and an addition are two); of an attention those of dense
     attention without its projections, whatever was left out. `moved` are the bytes of inputs, outputs and weights.
+    An attention whose call does not tell how wide it is or what it attends to is not `counted`: it has seconds only.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Layer:
     flops: float = 0.0
     moved: float = 0.0
     seconds: float = 0.0
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _named(module: Any, method: str, name: str) -> Iterator[None]:
         yield
 
 
-Cost = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float]]
+Cost = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float] | None]
 
 
 @contextmanager
@@ -124,10 +126,11 @@ def _costed(module: nn.Module, layer: Layer, cost: Cost) -> Iterator[None]:
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with record_function(_PREFIX + layer.name):
             output = original(*args, **kwargs)
-        flops, moved = cost(module, args, kwargs, output)
+        flops, moved = found if (found := cost(module, args, kwargs, output)) is not None else (0.0, 0.0)
         layer.calls += 1
         layer.flops += flops
         layer.moved += moved
+        layer.counted &= found is not None
         return output
 
     with wrapped(module, "forward", around):
@@ -152,21 +155,28 @@ def _linear_cost(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _attention_cost(kind: str) -> Cost:
-    def cost(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[float, float]:
+    def cost(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> tuple[float, float] | None:
         hidden = kwargs.get("hidden_states", args[0] if args else None)
         text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        query = getattr(module, "to_q", None)
-        if hidden is None or not isinstance(query, nn.Linear):
-            return 0.0, 0.0
+        inner = _width(module)
+        if not isinstance(hidden, torch.Tensor) or inner is None:
+            return None
         batch, tokens = hidden.shape[0], hidden.shape[1]
         others = text.shape[1] if isinstance(text, torch.Tensor) else 0
         queries = tokens + others if kind == "joint" else tokens
         keys = others if kind == "cross" and others else queries
-        inner = query.out_features
         moved = (2 * queries + 2 * keys) * batch * inner * hidden.element_size()
         return 4.0 * batch * queries * keys * inner, float(moved)
 
     return cost
+
+
+def _width(attention: nn.Module) -> int | None:
+    """The channels of all heads together: of its own projection, a LoRA around it too, or as a fused one tells."""
+    width = getattr(getattr(attention, "to_q", None), "out_features", getattr(attention, "inner_dim", None))
+    return width if isinstance(width, int) else None
 
 
 def _read(profiler: Any, layers: dict[str, Layer], denoisers: tuple[Denoiser, ...], *, on_device: bool) -> Profile:

@@ -1,5 +1,6 @@
 """Timing cases against each other on one machine, and a description of that machine for result files."""
 
+import hashlib
 import os
 import platform
 import statistics
@@ -22,6 +23,8 @@ _LEAD = 1 << 30
 Case = Callable[[], object]
 # Runs a case and tells its seconds.
 Clock = Callable[[Case], float]
+# Of the checkout what a figure can hang on.
+_CODE = ("accel", "kernels", "pipelines")
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,22 @@ def machine(device: torch.device | str | None = None) -> dict[str, Any]:
         "commit": commit,
         "modified": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
     }
+
+
+def changes() -> str | None:
+    """In what Accel's own code differs from its commit, files included that git does not know: the first 16 hex digits
+    of a SHA-256. None where it does not, and without a git checkout of this project."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    digest = hashlib.sha256()
+    texts = [_git("diff", "--binary", "HEAD", "--", *_CODE) or ""]
+    for name in (_git("ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE) or "").split("\0"):
+        if (_ROOT / name).is_file():
+            texts.append(f"{name} {hashlib.sha256((_ROOT / name).read_bytes()).hexdigest()}")
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()[:16] if any(texts) else None
 
 
 def _processor() -> str:

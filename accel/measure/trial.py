@@ -84,8 +84,9 @@ def attempt(
         call: calls the pipeline with arguments and times it.
 
     Returns:
-        The output, and "seconds" (the parts text_encoder, denoiser, vae and other, loop, and total), "steps",
-        "tokens" of a denoiser's call, "tokens_per_second" (tokens times steps over the denoiser's seconds),
+        The output, and "seconds" (the parts text_encoder, denoiser, vae and other, loop, and total), "steps" and
+        "evaluations" as `TimedRun` counts them (those of the call's arguments where the pipeline does not tell),
+        "tokens" of a denoiser's call, "tokens_per_second" (tokens times evaluations over the denoiser's seconds),
         "denoiser_calls", "block_calls" that were computed (None where blocks are compiled), "peak_bytes", "held_bytes"
         of what methods keep, "left_behind" (attributes that a rival's own undo left) and "summary" of the session, None
         for the plain pipeline.
@@ -107,8 +108,9 @@ def attempt(
         done = call(arguments)
     summary = None if session is None else session.summary().to_dict()
     seconds = parts.seconds()
-    steps = _steps(pipe, arguments, summary)
-    work = None if parts.tokens is None or steps is None else parts.tokens * steps
+    steps = _asked_steps(pipe, arguments) if done.steps is None else done.steps
+    evaluations = steps if done.evaluations is None else done.evaluations
+    work = None if parts.tokens is None or evaluations is None else parts.tokens * evaluations
     return Trial(
         done.output,
         {
@@ -119,6 +121,7 @@ def attempt(
                 "total": done.seconds,
             },
             "steps": steps,
+            "evaluations": evaluations,
             "tokens": parts.tokens,
             "tokens_per_second": (work and seconds[DENOISER] and work / seconds[DENOISER]) or None,
             "denoiser_calls": parts.denoiser_calls,
@@ -136,9 +139,7 @@ def _compiled(pipe: Any) -> bool:
     return any(vars(block).get("_compiled_call_impl") is not None for block in blocks)
 
 
-def _steps(pipe: Any, arguments: Mapping[str, Any], summary: dict[str, Any] | None) -> int | None:
-    if summary is not None and summary["runs"]:
-        return summary["runs"][-1]["steps"]
+def _asked_steps(pipe: Any, arguments: Mapping[str, Any]) -> int | None:
     parameter = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
     default = parameter.default if parameter is not None and isinstance(parameter.default, int) else None
     return arguments.get("num_inference_steps", default)

@@ -36,6 +36,13 @@ def check_folder(folder: Path) -> None:
         raise AccelError(f"cannot write into {folder}: {_reason(error)}") from error
 
 
+def check_parent(file: Path) -> None:
+    """Refuses a file that is named in a folder which is not there, or in which none can be made."""
+    if not file.parent.exists():
+        raise AccelError(f"there is no folder {file.parent} for {file.name}; make it first")
+    check_folder(file.parent)
+
+
 def check_free(targets: Iterable[Path], *, overwrite: bool) -> None:
     """Refuses targets that exist, unless they may be overwritten; folders always."""
     for target in targets:

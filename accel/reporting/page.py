@@ -28,7 +28,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows; files are bytes."""
+    """All that a page shows; files are bytes. `film_lost` says what the film has lost of that in the file beside it."""
 
     title: str
     identity: Sequence[tuple[str, str]]
@@ -40,6 +40,8 @@ class Page:
     film_mp4: bytes | None
     shown: str
     sections: Sequence[Section] = field(default_factory=list)
+    film_lost: str = ""
+    film_file: str = ""
 
 
 def render(page: Page) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -54,6 +55,18 @@ def encode(frames: np.ndarray, suffix: str, fps: float) -> tuple[Writer, str]:
     return _picture(sheet), "as one sheet" if shown == len(pixels) else f"as a sheet of {shown} of them"
 
 
+def mp4(pixels: np.ndarray, fps: float, *, share: float = 1.0, crf: int | str | None = None) -> bytes:
+    """A film (T, H, W, 3), uint8, as the bytes of an mp4 file, with its sides at a share of theirs.
+
+    `crf` is x264's bound on quality: larger is smaller and worse; the usual one if left out.
+    """
+    write, _ = _mp4(pixels, fps, share, crf)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        write(path)
+        return path.read_bytes()
+
+
 def _picture(image: Image.Image) -> Writer:
     def write(path: Path) -> None:
         image.save(path, quality=_QUALITY)
@@ -76,7 +89,7 @@ def _gif(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
     return write, f"most viewers show a gif at {_GIF_FASTEST} fps or less" if fps > _GIF_FASTEST else ""
 
 
-def _mp4(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
+def _mp4(pixels: np.ndarray, fps: float, share: float = 1.0, crf: int | str | None = None) -> tuple[Writer, str]:
     height, width = pixels.shape[1:3]
     # The format halves the colour resolution, so that its sides are even; the last row and column are repeated.
     even = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -90,7 +103,7 @@ def _mp4(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
 
         command = [
             imageio_ffmpeg.get_ffmpeg_exe(),
-            *_ffmpeg_arguments(even.shape[2], even.shape[1], fps),
+            *_ffmpeg_arguments(even.shape[2], even.shape[1], fps, share, _CRF if crf is None else crf),
             str(path),
         ]
         done = subprocess.run(command, input=even.tobytes(), capture_output=True)
@@ -103,7 +116,7 @@ def _mp4(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
     return write, remark
 
 
-def _ffmpeg_arguments(width: int, height: int, fps: float) -> list[str]:
+def _ffmpeg_arguments(width: int, height: int, fps: float, share: float, crf: int | str) -> list[str]:
     colours = [
         "-color_range",
         "tv",
@@ -114,11 +127,14 @@ def _ffmpeg_arguments(width: int, height: int, fps: float) -> list[str]:
         "-color_trc",
         "bt709",
     ]
+    # Even sides again.
+    sides = [max(2, 2 * round(side * share / 2)) for side in (width, height)]
+    scaled = "" if share == 1 else f"{sides[0]}:{sides[1]}:flags=area:"
     return [
         *("-hide_banner", "-loglevel", "error", "-y"),
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"),
-        *("-an", "-vf", "scale=in_range=full:out_range=tv:out_color_matrix=bt709"),
-        *("-c:v", "libx264", "-preset", "slow", "-crf", str(_CRF), "-pix_fmt", "yuv420p", *colours),
+        *("-an", "-vf", f"scale={scaled}in_range=full:out_range=tv:out_color_matrix=bt709"),
+        *("-c:v", "libx264", "-preset", "slow", "-crf", str(crf), "-pix_fmt", "yuv420p", *colours),
         *("-threads", "1", "-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"),
         *("-movflags", "+faststart", "-f", "mp4"),
     ]

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from diffusers import FluxImg2ImgPipeline
+from peft import get_peft_model_state_dict
 
 from accel.cli import main
 from tests.tiny.unknown import stable_diffusion
-from tests.tiny_pipelines import TINY
+from tests.tiny_pipelines import TINY, add_lora
 
 DEMO = ("generate", "--prompt", "a red circle moving left", "--size", "quick", "--steps", "3", "--seed", "7")
 
@@ -78,6 +79,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folders[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the tiny FLUX, in its file."""
+    pipe = TINY["flux"].build()
+    add_lora(pipe)
+    folder = tmp_path_factory.mktemp("lora")
+    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="tiny")
+    type(pipe).save_lora_weights(folder, transformer_lora_layers=layers)
+    (file,) = folder.iterdir()
+    return file
 
 
 def side_file(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from accel.cli import main
-from accel.cli.bench import wording
+from accel.cli.bench import report_run, run, wording
 from accel.errors import AccelError
 
 PROMPT = "a red circle moving left on a black background"
@@ -81,6 +81,13 @@ def test_another_baseline_is_another_folder(accel, done):
     assert (done / "bench.json").read_text() == before
 
 
+def test_another_state_of_our_own_code_is_another_folder(accel, done, monkeypatch):
+    monkeypatch.setattr(run, "changes", lambda: "0123456789abcdef")
+    result = accel("bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", done)
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert 'this is "0123456789abcdef": choose another folder with --output, or add --fresh' in result.err
+
+
 def test_a_folder_at_work_is_left_alone_also_by_fresh(accel, done, monkeypatch):
     monkeypatch.setattr("accel.cli.job.claims.Claims._lock", lambda self, place, wait: False)
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
@@ -97,6 +104,24 @@ def test_compare_writes_a_sheet_and_a_film_and_nothing_over_them(accel, done):
     assert result.out.splitlines()[-1] == "both.mp4: the same as a film"
     again = accel("compare", done, "-o", "both.png")
     assert again.code == 2 and "both.png exists" in again.err
+
+
+def test_a_page_has_a_bound_and_leads_to_the_whole_film(accel, done, tmp_path, monkeypatch):
+    result = accel("report", done, "-o", "small.html")
+    assert result.code == 0, result.err
+    assert not (tmp_path / "small.mp4").exists() and "All settings, as a film." in (tmp_path / "small.html").read_text()
+
+    monkeypatch.setattr(report_run, "MOST_BYTES", 5000)
+    result = accel("report", done, "-o", "large.html")
+    assert result.code == 0, result.err
+    (line,) = (line for line in result.out.splitlines() if line.startswith("large.mp4: "))
+    assert "the page shows " in line and "compressed harder" in line
+    page = (tmp_path / "large.html").read_text()
+    assert 'href="large.mp4"' in page and line.partition("the page shows ")[2] in page
+    (tmp_path / "large.html").unlink()
+    (tmp_path / "large.png").unlink(missing_ok=True)
+    again = accel("report", done, "-o", "large.html")
+    assert again.code == 2 and "large.mp4 exists" in again.err and not (tmp_path / "large.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +154,7 @@ def test_compare_refuses_in_one_line(accel, done, arguments, reason):
         (["--prompt", "a dog", "--prompt", " "], "the prompt is empty"),
         (["--settings", "none.yaml"], "cannot read none.yaml"),
         (["--clips", "some"], "--clips some is not possible"),
-        (["--batch", "0"], "--batch 0 is not possible"),
+        (["--batch", "0"], "'--batch': 0 is not possible; the nearest that works is 1"),
         (["-m", "nowhere"], "there is no prompt"),
     ],
 )

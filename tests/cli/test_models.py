@@ -7,30 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peft import get_peft_model_state_dict
 from PIL import Image
 from torch import nn
 
 from accel import load_pipeline
 from accel.config import AccelConfig
 from tests.cli.conftest import Accel, listing, sha256, side_file
-from tests.tiny_pipelines import TINY, add_lora
 
 Saved = Callable[[str], Path]
 FLUX = ("--prompt", "a fox", "--steps", "4", "--seed", "1", "--height", "44", "--width", "52")
 WAN = ("--prompt", "a fox", "--steps", "4", "--seed", "1", "--height", "48", "--width", "64", "--num-frames", "5")
-
-
-@pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of the tiny FLUX, in its file."""
-    pipe = TINY["flux"].build()
-    add_lora(pipe)
-    folder = tmp_path_factory.mktemp("lora")
-    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="tiny")
-    type(pipe).save_lora_weights(folder, transformer_lora_layers=layers)
-    (file,) = folder.iterdir()
-    return file
 
 
 def test_an_image(make: Accel, saved: Saved, tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ def test_it_writes_its_files_once_and_prints_a_table(make, accel, tmp_path):
     assert again.code == 2 and "exists; choose another name, or add --overwrite" in again.err
 
 
+def test_what_is_not_counted_is_said_so(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("accel.measure.profiling._width", lambda attention: None)
+    out = make("profile", *QUICK, "-o", "found").out
+    (line,) = (line for line in out.splitlines() if line.startswith("attention attn1 "))
+    assert line.endswith("not counted")
+    layers = json.loads((tmp_path / "found" / "profile.json").read_text())["layers"]
+    assert {layer["flops"] for layer in layers if layer["name"].startswith("attention")} == {None}
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -37,7 +37,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--num-frames", "9.5"], "'9.5' is not a whole number"),
     (["--seed", "99999999999999999999"], "the nearest that works is 9223372036854775807"),
     (["--seed", "lucky"], "'lucky' is not a whole number"),
-    (["--fps", "0"], "--fps 0.0 is not possible; the nearest that works is 1"),
+    (["--fps", "0"], "'--fps': 0 is not possible; the nearest that works is 1"),
     (["--size", "quik"], 'did you mean "quick"?'),
     (["--dtype", "float7"], "'float7' is not one of 'float32', 'bfloat16', 'float16'"),
     (["--device", "cuda:99"], "this machine has no device 'cuda:99' that torch can use"),
@@ -81,7 +81,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--replay", "good.json"], "leave --prompt out"),
     (["--format", "xml"], "'xml' is not one of 'human', 'json'"),
     (["--heigth", "64"], "no such option: --heigth"),
-    (["stray"], "unexpected extra argument"),
+    (["stray"], "unexpected extra argument(s) (stray); accel generate --help lists what there is"),
 ]
 
 REFUSED_ALONE: list[tuple[list[str], str]] = [
@@ -96,6 +96,21 @@ REFUSED_ALONE: list[tuple[list[str], str]] = [
     (["generate", "--prompt", "x", "-m", "good.yaml"], "is a single file, not a"),
     (["generate", "--prompt", "x", "-m", "empty"], "is not a whole pipeline"),
     (["generat"], "did you mean 'generate'?"),
+    (["gen"], "no such command 'gen'; did you mean 'generate'?"),
+    (["perfile"], "did you mean 'profile'?"),
+    (["make"], "no such command 'make'; there are generate, bench, "),
+    (["bench", "--seeds", "0"], "'--seeds': 0 is not possible; the nearest that works is 1"),
+    (["bench", "--repeats", "-1"], "'--repeats': -1 is not possible; the nearest that works is 1"),
+    (["bench", "--least-psnr", "nan"], "'--least-psnr': nan is not possible"),
+    (["bench", "-s", "blanced"], "setting 'blanced': no preset 'blanced'"),
+    (["compare", "good.yaml"], "good.yaml holds no bench.json"),
+    (["compare", "-o", "gone/a.png"], "there is no folder gone for a.png; make it first"),
+    (["report", "empty", "-o", "gone/a.html"], "there is no folder gone for a.html; make it first"),
+    (["calibrate", "mix"], "'METHOD': 'mix' is not one of 'flashblock', 'mixed'"),
+    (
+        ["generate", "--prompt", "x", "--config", "none.yaml"],
+        "a mapping with attention, cache, quantize, not nothing",
+    ),
     (["list", "--preset", "fastest"], "no preset 'fastest'"),
     (["list", "-m", "gone"], "'gone' is neither a folder nor a hub id"),
     (["--frobnicate"], "no such option: --frobnicate"),
@@ -107,6 +122,7 @@ def around(tmp_path: Path) -> Path:
     """A folder with good and bad files for the options."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "good.yaml").write_text("cache: [delta]\n")
+    (tmp_path / "none.yaml").write_text("")
     (tmp_path / "good.json").write_text("{}")
     (tmp_path / "broken.yaml").write_text("cache: [delta\n")
     (tmp_path / "odd.yaml").write_text("cash: [delta]\n")

@@ -9,7 +9,7 @@ import accel
 from accel.measure.ceilings import Ceilings, ceilings
 from accel.measure.profiling import profiled
 from accel.reporting.roofline import roofline, waterline
-from tests.tiny_pipelines import TINY
+from tests.tiny_pipelines import TINY, add_lora
 
 LIMITS = Ceilings(flops=1e12, bandwidth=1e11)
 
@@ -47,6 +47,27 @@ def test_layers_are_counted_by_formula_and_named_in_the_trace(wan, tmp_path):
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"accel.block transformer 0", "accel.linear transformer 0.attn1.to_q", "accel.denoiser"} <= names
     assert any(one.name.startswith("aten::") for one in found.operations)
+
+
+def test_a_fused_projection_and_a_lora_around_one_do_not_hide_the_width(monkeypatch):
+    tiny = TINY["flux2"]
+    pipe = tiny.build()
+    add_lora(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    found = {layer.name: layer for layer in profiled(pipe, lambda: tiny.run(pipe, num_inference_steps=1)).layers}
+    assert all(layer.counted and layer.flops > 0 for name, layer in found.items() if name.startswith("attention"))
+    blocks = len(pipe.transformer.transformer_blocks)
+    single = found[f"attention transformer {blocks}.attn"]
+    # Both attend among all tokens of text and picture together, with the same width.
+    double = found["attention transformer 0.attn"]
+    assert single.flops / single.calls == double.flops / double.calls
+
+
+def test_what_tells_no_width_is_not_counted(wan, monkeypatch):
+    monkeypatch.setattr("accel.measure.profiling._width", lambda attention: None)
+    layers = profiled(wan, run(wan, steps=1)).layers
+    assert {layer.counted for layer in layers if layer.name.startswith("attention")} == {False}
+    assert all(layer.counted for layer in layers if layer.name.startswith("linear"))
 
 
 def test_methods_show_by_their_own_operations(wan):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accel.measure import timing
-from accel.measure.timing import Timing, interleaved, machine, ratio, take_turns
+from accel.measure.timing import Timing, changes, interleaved, machine, ratio, take_turns
 
 
 def recorded(names, **options):
@@ -133,15 +133,21 @@ def test_the_machine_is_described_in_plain_data():
     assert described["cores"] >= 1 and described["device"] and described["diffusers"]
 
 
-def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """git in a folder that is taken for the checkout."""
     monkeypatch.setattr(timing, "_ROOT", tmp_path)
-    assert machine("cpu")["commit"] is None and machine("cpu")["modified"] is None
 
-    def git(*arguments):
+    def run(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
+    return run
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path, git):
+    assert machine("cpu")["commit"] is None and machine("cpu")["modified"] is None
     git("init")
     assert machine("cpu")["commit"] is None
     (tmp_path / "file").write_text("one")
@@ -151,6 +157,26 @@ def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
     assert machine("cpu")["modified"] is False
     (tmp_path / "file").write_text("two")
     assert machine("cpu")["modified"] is True
+
+
+def test_every_state_of_our_own_code_has_a_name(tmp_path, git):
+    assert changes() is None
+    git("init")
+    for folder in ("accel", "docs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("one")
+    git("add", ".")
+    assert changes() is None
+    git("commit", "-m", "one")
+    found = [changes()]
+    (tmp_path / "docs" / "file").write_text("two")
+    assert found == [changes()] == [None]
+    for name, text in (("file", "two"), ("file", "three"), ("new.py", "one"), ("new.py", "two"), ("other.py", "two")):
+        (tmp_path / "accel" / name).write_text(text)
+        found.append(changes())
+    assert len(set(found)) == len(found)
+    (tmp_path / "accel" / "other.py").unlink()
+    assert changes() == found[-2]
 
 
 def test_a_package_that_is_missing_has_no_version(monkeypatch):

@@ -7,9 +7,11 @@ import pytest
 
 from accel.methods.base import registered
 from accel.reporting import front
+from accel.reporting.bounded_film import bounded
 from accel.reporting.heat import Heat, heats
 from accel.reporting.page import Page, Section, render
 from accel.reporting.side_by_side import film_of_films, sheet_with_differences
+from accel.reporting.video import mp4
 
 
 def line(name, ratio, decibels, *, config=None, rival=None, baseline=False):
@@ -66,6 +68,20 @@ def test_grids_are_what_the_summary_says():
 def test_levers_are_settings_of_the_method(name):
     config = registered()[name].config
     assert {field for fields in config.levers.values() for field in fields} <= set(config.model_fields)
+
+
+def test_a_film_in_a_page_is_bounded_and_says_what_it_lost():
+    noise = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
+    whole = mp4(noise, 8)
+    assert bounded(noise, 8, whole, len(whole)) == (whole, "")
+    hard = len(mp4(noise, 8, crf=24))
+    found = {most: bounded(noise, 8, whole, most) for most in (hard, hard - 1, 1)}
+    assert [lost for _, lost in found.values()] == [
+        "all of it, compressed harder",
+        "all of it, at 50% of its width and height, and compressed harder",
+        "its first 1 of 12 frames, at 25% of its width and height, and compressed harder",
+    ]
+    assert all(len(film) <= most for most, (film, _) in found.items() if most > 1)
 
 
 class _Reader(HTMLParser):

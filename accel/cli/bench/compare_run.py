@@ -12,6 +12,7 @@ from accel.cli.bench.results import Results
 from accel.cli.printing import Format, emit, say
 from accel.errors import AccelError
 from accel.reporting.files import Writer, bytes_writer, check_free, write_together
+from accel.reporting.video import mp4
 
 _SHEET = "compare.png"
 
@@ -40,7 +41,7 @@ def carry_out(results: Results, shown: Shown, form: Format) -> None:
     picture = sheet(films)
     files: dict[Path, Writer] = {sheet_path: lambda path: picture.save(path)}
     if film_path is not None:
-        files[film_path] = bytes_writer(film(results, films, shown.fps))
+        files[film_path] = bytes_writer(mp4(*film(results, films, shown.fps)))
     write_together(files, overwrite=shown.overwrite)
     if form is Format.JSON:
         paths = {"sheet": os.path.abspath(sheet_path), "film": film_path and os.path.abspath(film_path)}

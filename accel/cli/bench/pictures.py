@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from accel.cli.bench.results import Results
@@ -16,7 +15,6 @@ from accel.measure.lines import Line
 from accel.measure.trial import Setting
 from accel.pipelines import demo
 from accel.reporting.side_by_side import Film, film_of_films, sheet_with_differences
-from accel.reporting.video import encode
 
 # Of a video whose model does not say; chosen by us, as for `accel generate`.
 _FPS = 16
@@ -27,15 +25,10 @@ def sheet(films: Sequence[Film]) -> Image.Image:
     return sheet_with_differences(films)
 
 
-def film(results: Results, films: Sequence[Film], fps: float | None) -> bytes:
-    """All of them side by side as an mp4 file."""
+def film(results: Results, films: Sequence[Film], fps: float | None = None) -> tuple[np.ndarray, float]:
+    """All of them side by side: (T, H, W, 3), uint8, and frames a second."""
     size = results.identity["size"]
-    pace = fps or (demo.defaults(size)["fps"] if size else _FPS)
-    write, _ = encode(film_of_films(films), ".mp4", pace)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
-        write(path)
-        return path.read_bytes()
+    return film_of_films(films), fps or (demo.defaults(size)["fps"] if size else _FPS)
 
 
 def clips(

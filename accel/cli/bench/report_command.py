@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from accel.cli.groups import Overwrite
+from accel.cli.job.processes import alone
 from accel.cli.libraries import quiet_libraries
-from accel.cli.options import option
-from accel.cli.printing import Format
+from accel.cli.options import WHERE, option
+from accel.cli.printing import Format, FormatOption
 from accel.errors import AccelError
-from accel.reporting.files import check_folder
-
-_WHERE = "Output"
+from accel.reporting.files import check_parent
 
 
 def report(
@@ -21,7 +21,7 @@ def report(
     output: Annotated[
         Path | None,
         option(
-            _WHERE,
+            WHERE,
             "The page to write, an .html file; the plot beside it is called so too. If left out: report.html in the "
             "folder.",
             "--output",
@@ -29,18 +29,17 @@ def report(
             metavar="FILE",
         ),
     ] = None,
-    overwrite: Annotated[bool, option(_WHERE, "Replace files that exist.", "--overwrite")] = False,
-    form: Annotated[
-        Format,
-        option(_WHERE, "human, or json: one object on stdout, all else on stderr.", "--format", metavar="NAME"),
-    ] = Format.HUMAN,
+    overwrite: Overwrite = False,
+    form: FormatOption = Format.HUMAN,
 ) -> None:
     """Writes one HTML page that opens anywhere: speed and quality, the results, and what each method did where."""
+    alone("accel report")
     target = (output or folder / "report.html").expanduser()
     if target.suffix.lower() not in (".html", ".htm"):
         raise AccelError(f"{target} is not the name of an .html file; try -o {target.with_suffix('.html')}")
-    check_folder(target.parent)
-    quiet_libraries(bars=False)
+    if output is not None:
+        check_parent(target)
+    quiet_libraries()
     from accel.cli.bench.report_run import carry_out
 
     carry_out(folder.expanduser(), target, overwrite=overwrite, form=form)

@@ -14,9 +14,11 @@ from accel.cli.durations import count
 from accel.cli.printing import Format, emit, say
 from accel.measure.trial import Setting
 from accel.reporting import front
+from accel.reporting.bounded_film import MOST_BYTES, bounded
 from accel.reporting.files import Writer, bytes_writer, check_free, text_writer, write_together
 from accel.reporting.heat import heats
 from accel.reporting.page import Page, Section, render
+from accel.reporting.video import mp4
 
 # What a figure must be read with, of all that the identity holds.
 _MACHINE = ("device", "cores", "threads", "python", "torch", "diffusers", "transformers", "triton", "commit")
@@ -34,6 +36,14 @@ def carry_out(folder: Path, target: Path, *, overwrite: bool, form: Format) -> N
     check_free([target, *files], overwrite=overwrite)
     headings, rows = show.cells(lines)
     place, films = clips(results, lines) if results.keeps_clips else (None, [])
+    film_path, shown_film, lost = target.with_suffix(".mp4"), None, ""
+    if films and len(films[0][1]) > 1:
+        pixels, pace = film(results, films)
+        whole = mp4(pixels, pace)
+        shown_film, lost = bounded(pixels, pace, whole, MOST_BYTES)
+        if lost:
+            files[film_path] = bytes_writer(whole)
+            check_free([film_path], overwrite=overwrite)
     page = Page(
         title=f"{_model(results)}: speed and quality",
         identity=_identity(results),
@@ -42,7 +52,9 @@ def carry_out(folder: Path, target: Path, *, overwrite: bool, form: Format) -> N
         remarks=show.remarks(lines),
         plot_svg=front.draw(found, "svg") if found else None,
         sheet_png=_png(sheet(films)) if films else None,
-        film_mp4=film(results, films, None) if films and len(films[0][1]) > 1 else None,
+        film_mp4=shown_film,
+        film_lost=lost,
+        film_file=film_path.name,
         shown="" if place is None else f'"{place.prompt}", seed {place.seed}',
         sections=[_section(results, one) for one in results.settings],
     )
@@ -50,9 +62,13 @@ def carry_out(folder: Path, target: Path, *, overwrite: bool, form: Format) -> N
     write_together(files, overwrite=overwrite)
     if form is Format.JSON:
         plot = os.path.abspath(plot_path) if found else None
-        emit({"schema": 1, "kind": "accel report", "paths": {"page": os.path.abspath(target), "plot": plot}})
+        beside = os.path.abspath(film_path) if lost else None
+        paths = {"page": os.path.abspath(target), "plot": plot, "film": beside}
+        emit({"schema": 1, "kind": "accel report", "paths": paths})
         return
     say(f"{target}: the page, {target.stat().st_size / 1e6:.1f} MB, which needs no other file", form)
+    if lost:
+        say(f"{film_path}: the film, {len(whole) / 1e6:.1f} MB; the page shows {lost}", form)
     if found:
         say(f"{plot_path}: quality against speed", form)
 
@@ -65,7 +81,8 @@ def _model(results: Results) -> str:
 def _identity(results: Results) -> list[tuple[str, str]]:
     identity, plan = results.identity, results.plan
     machine = identity["machine"]
-    modified = " with changes" if machine["modified"] else ""
+    changes = identity.get("uncommitted_changes")
+    modified = f" with changes {changes or 'outside of Accel itself'}" if machine["modified"] or changes else ""
     told = {name: machine[name] for name in _MACHINE if machine[name] is not None}
     if "commit" in told:
         told["commit"] = f"{told['commit'][:12]}{modified}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from accel.cli.bench.results import Results, places_of
 from accel.cli.durations import count, duration
 from accel.cli.exits import RunFailed, note
 from accel.cli.job.claims import Claims
-from accel.cli.once import call_once
+from accel.cli.once import call_once, steps_for
 from accel.cli.outputs import DEFAULT_FOLDER
 from accel.cli.prepare import place as place_of
 from accel.cli.printing import Format, emit, say
@@ -36,8 +35,9 @@ from accel.measure.clip_score import ClipScore
 from accel.measure.judge import judge
 from accel.measure.lpips import Lpips
 from accel.measure.matrix import NotGivenBack, Work, check, measure, order
-from accel.measure.timing import machine
+from accel.measure.timing import changes, machine
 from accel.measure.trial import Setting
+from accel.measure.verdict import LEAST_PSNR
 from accel.pipelines import demo
 from accel.pipelines.loading import look_up
 from accel.pipelines.sites import inspect_pipeline
@@ -66,7 +66,7 @@ class Plan:
             "repeats": wanted.repeats,
             "batches": list(wanted.batches),
             "warmup_steps": wanted.warmup,
-            "least_psnr_db": wanted.least_psnr,
+            "least_psnr_db": LEAST_PSNR if wanted.least_psnr is None else wanted.least_psnr,
         }
 
 
@@ -78,7 +78,7 @@ def carry_out(wanted: Wanted) -> None:
 def measured(wanted: Wanted) -> Results:
     """Measures what is missing of what is wanted."""
     base, form = wanted.base, wanted.form
-    pipeline, folder = look_up(base.model)
+    pipeline, folder = look_up(base.model, revision=base.revision)
     beside = demo.WEIGHTS if base.model == "demo" else folder if Path(base.model).expanduser().is_dir() else None
     plan = _plan(wanted, pipeline, beside)
     if base.model != "demo":
@@ -170,6 +170,7 @@ def _identity(wanted: Wanted, plan: Plan, ready: Ready) -> dict[str, Any]:
         "baseline": f"{plan.baseline.name}, {plan.baseline.fingerprint[:8]}",
         "measures": {"lpips": wanted.lpips is not None, "clip": wanted.clip_model and wanted.clip_model.name},
         "machine": machine(request.device),
+        "uncommitted_changes": changes(),
         "accel": side_file.versions()["accel"],
     }
 
@@ -232,7 +233,7 @@ def _measure(wanted: Wanted, plan: Plan, ready: Ready, judged_by: Callable[..., 
             plan.baseline,
             plan.places,
             store,
-            warmup=_warmup(wanted),
+            warmup=steps_for(pipe, ready.request, wanted.warmup),
             keep=lambda place: wanted.clips == "all" or (wanted.clips == "first" and place == first),
             on_cell=on_cell,
         )
@@ -241,12 +242,6 @@ def _measure(wanted: Wanted, plan: Plan, ready: Ready, judged_by: Callable[..., 
     except KeyboardInterrupt:
         note(f"{count(done, 'run')} more kept in this start; the same command goes on from here")
         raise
-
-
-def _warmup(wanted: Wanted) -> int:
-    # A pipeline that starts from an image skips the first part of its steps.
-    strength = wanted.base.call.get("strength", 0.5) if wanted.base.image else 1
-    return math.ceil(wanted.warmup / strength)
 
 
 def _work(ready: Ready, judged_by: Callable[..., dict[str, Any]]) -> Work:

@@ -118,20 +118,27 @@ def named_apart(settings: Sequence[Setting]) -> list[Setting]:
 
 
 def _of_words(label: str, words: Sequence[str], beside: Path | None) -> Setting:
+    try:
+        return _understood(label, words, beside)
+    except AccelError as error:
+        raise AccelError(f"setting {label!r}: {error}") from error
+
+
+def _understood(label: str, words: Sequence[str], beside: Path | None) -> Setting:
     known: dict[str, list[str]] = {word: [] for word in _WORDS}
     others: list[str] = []
     for word in words:
         key, mark, value = word.partition("=")
         if not mark or not value:
-            raise AccelError(f"setting {label!r}: {word!r} is not of the form cache=tdc or cache.threshold=0.1")
+            raise AccelError(f"{word!r} is not of the form cache=tdc or cache.threshold=0.1")
         if key in known:
             known[key].append(value)
         else:
             others.append(word)
     for key, values in known.items():
         if len(values) > 1 and key != "cache":
-            raise AccelError(f"setting {label!r}: {key} is given {len(values)} times; once is enough")
-    steps = _steps(label, known["steps"])
+            raise AccelError(f"{key} is given {len(values)} times; once is enough")
+    steps = _steps(known["steps"])
     if known["rival"]:
         return _rival(label, known, others, steps)
     chosen = {key: values[0] for key, values in known.items() if values}
@@ -152,15 +159,15 @@ def _of_words(label: str, words: Sequence[str], beside: Path | None) -> Setting:
 def _rival(label: str, known: dict[str, list[str]], others: list[str], steps: int | None) -> Setting:
     ours = [key for key, values in known.items() if values and key not in ("rival", "steps")]
     if ours:
-        raise AccelError(f"setting {label!r}: a rival stands alone; leave {ours[0]} out")
+        raise AccelError(f"a rival stands alone; leave {ours[0]} out")
     (name,) = known["rival"]
     if name not in RIVALS:
         from accel.methods.base import nearest
 
-        raise AccelError(f"setting {label!r}: no rival {name!r}{nearest(name, RIVALS)}")
+        raise AccelError(f"no rival {name!r}{nearest(name, RIVALS)}")
     reason = missing(name)
     if reason is not None:
-        raise AccelError(f"setting {label!r}: {reason}")
+        raise AccelError(reason)
     return Setting(label, steps=steps, rival=name, rival_settings=dict(methods.settings(others)))
 
 
@@ -174,9 +181,9 @@ def _of_mapping(name: str, value: Mapping[str, Any]) -> Setting:
     return Setting(name, AccelConfig.from_dict(data) if data else AccelConfig(), steps)
 
 
-def _steps(label: str, values: list[str]) -> int | None:
+def _steps(values: list[str]) -> int | None:
     if not values:
         return None
     if not values[0].isdecimal() or int(values[0]) < 1:
-        raise AccelError(f"setting {label!r}: steps={values[0]} is not possible; it is a whole number from 1")
+        raise AccelError(f"steps={values[0]} is not possible; it is a whole number from 1")
     return int(values[0])

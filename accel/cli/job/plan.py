@@ -137,7 +137,9 @@ def _identity(asked: Request, name: str, pipeline: type, config: AccelConfig) ->
         "dtype": asked.dtype,
         "vae_tiling": asked.vae_tiling,
         "compile": asked.compile,
-        "loras": [lora.sha256 or lora.name for lora in asked.loras],
+        "loras": [lora.identity() for lora in asked.loras],
+        "revision": asked.revision,
+        "variant": asked.variant,
         "methods": sorted(method.method for method in config.methods),
         **{f"{m.method}.{name}": value for m in config.methods for name, value in m.model_dump().items()},
     }

@@ -86,6 +86,18 @@ class Processes:
         return Group(self, on_cpu=device == "cpu")
 
 
+def alone(what: str) -> None:
+    """Refuses several processes for what would be done, and written to the same files, by each of them."""
+    processes = Processes.of_environment()
+    if processes.count == 1:
+        return
+    with processes.one_voice():
+        raise AccelError(
+            f"{what} works in one process, and {processes.count} were started: start it without the launcher, or share "
+            "many prompts among the processes with accel generate --prompts FILE"
+        )
+
+
 class Group:
     """All processes of the job, once they have met; they do not speak before all are done."""
 

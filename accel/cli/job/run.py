@@ -58,7 +58,7 @@ def carry_out(job: Job, processes: Processes) -> None:
     """
     began = time.perf_counter()
     config, origin = chosen_methods(job.base, job.options)
-    pipeline, stored = look_up(job.base.model)
+    pipeline, stored = look_up(job.base.model, revision=job.base.revision)
     todo = plan(job.file, job.lines, job.folder, job.base, pipeline, config)
     found = {item.number: look(item) for item in todo.items}
     if any(each.standing is Standing.DONE for each in found.values()):
