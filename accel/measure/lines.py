@@ -33,7 +33,7 @@ def lines_of(
     "results_per_minute" (by batch), "steps_per_second", "tokens_per_second", "peak_bytes", "held_bytes", "block_calls"
     (as a share of the baseline's), "quality" (of each figure its mean, median, least and most over the clips),
     "same_bits" (clips with the baseline's bits), "prompt_accuracy", "speed_up" and "loop_speed_up" (None where nothing
-    may be said), "unsaid" (why), "warnings" and "left_behind".
+    may be said), "unsaid" (why), "warnings", "library" of a rival with its version, and "left_behind".
     """
     found = {one.fingerprint: list(cells(one)) for one in (baseline, *settings)}
     ordered = [baseline, *(one for one in settings if one.fingerprint != baseline.fingerprint)]
@@ -69,6 +69,7 @@ def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: lis
         "speed_up": _said(total),
         "loop_speed_up": _said(loop),
         "unsaid": [] if is_baseline else unsaid,
+        "library": _first(single, "library"),
         "left_behind": sorted({name for cell in single for name in cell.figures["left_behind"]}),
     }
     line["warnings"] = [] if is_baseline else _warnings(setting, single, judged, total)
@@ -165,7 +166,7 @@ def _spread(judged: list[dict[str, Any]], name: str) -> dict[str, float] | None:
 
 
 def _first(cells: list[Cell], what: str) -> Any:
-    return cells[0].figures[what] if cells else None
+    return cells[0].figures.get(what) if cells else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:

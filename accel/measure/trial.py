@@ -87,8 +87,8 @@ def attempt(
         The output, and "seconds" (the parts text_encoder, denoiser, vae and other, loop, and total), "steps",
         "tokens" of a denoiser's call, "tokens_per_second" (tokens times steps over the denoiser's seconds),
         "denoiser_calls", "block_calls" that were computed (None where blocks are compiled), "peak_bytes", "held_bytes"
-        of what methods keep, "left_behind" (attributes that a rival's own undo left) and "summary" of the session, None
-        for the plain pipeline.
+        of what methods keep, "library" of a rival with its version, "left_behind" (attributes that its own undo left)
+        and "summary" of the session, None for the plain pipeline.
     """
     if setting.steps is not None:
         arguments = {**arguments, "num_inference_steps": setting.steps}
@@ -125,6 +125,7 @@ def attempt(
             "block_calls": None if calls is None else calls.computed,
             "peak_bytes": peak.bytes,
             "held_bytes": other.held_bytes if other is not None else _held(summary),
+            "library": None if other is None else other.library,
             "left_behind": [] if other is None else other.left_behind,
             "summary": summary,
         },
