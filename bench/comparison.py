@@ -93,6 +93,11 @@ class Benchmark:
         return self.options.steps or [defaults(self.options.size)["num_inference_steps"]]
 
     @property
+    def stem(self) -> str:
+        """What the files in bench/results are called."""
+        return self.name if self.options.size == "standard" else f"{self.name}_{self.options.size}"
+
+    @property
     def about(self) -> dict[str, Any]:
         """What stands above a table, and in its data."""
         kept = [argument for argument in sys.argv[1:] if argument not in ("--write", "--fresh")]
@@ -180,11 +185,10 @@ class Benchmark:
             return
         folder = ROOT / "bench" / "results" / "cpu"
         folder.mkdir(parents=True, exist_ok=True)
-        stem = self.name if self.options.size == "standard" else f"{self.name}_{self.options.size}"
-        (folder / f"{stem}.md").write_text(text)
-        (folder / f"{stem}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        (folder / f"{self.stem}.md").write_text(text)
+        (folder / f"{self.stem}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         for ending, picture in (pictures or {}).items():
-            (folder / f"{stem}.{ending}").write_bytes(picture)
+            (folder / f"{self.stem}.{ending}").write_bytes(picture)
 
 
 def work(pipe: Any, call: Mapping[str, Any], steps: int | None) -> Work:

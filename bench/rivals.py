@@ -1,4 +1,4 @@
-"""The rivals with settings that are for the built-in model, chosen by runs of about so many steps."""
+"""The rivals with settings that are for the built-in model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from accel.measure.rivals import RIVALS
 from accel.measure.trial import Setting
 from bench.comparison import nearest
 
-# Of the caches, settings that leave out from a third to more than half of the block calls, by the number of steps.
+# Of the caches, settings that come near the last two costs of `bench.tdc`, by the number of steps that they are for.
 _TAYLOR = {"disable_cache_before_step": 3, "taylor_factors_dtype": "float32"}
 OTHERS: dict[str, dict[int, list[dict[str, Any]]]] = {
     "first-block": {24: [{"threshold": 0.14}, {"threshold": 0.2}], 50: [{"threshold": 0.07}, {"threshold": 0.1}]},

@@ -48,7 +48,7 @@ def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: lis
     unsaid = _unsaid(single, judged, reference, least_psnr)
     total, loop = (None, None)
     if not is_baseline and not unsaid:
-        total, loop = _speed_up(single, reference, "total"), _speed_up(single, reference, "loop")
+        total, loop = speed_up_of(single, reference, "total"), speed_up_of(single, reference, "loop")
     line: Line = {
         "setting": setting.name,
         "baseline": is_baseline,
@@ -92,7 +92,8 @@ def _unsaid(cells: list[Cell], judged: list[dict[str, Any]], reference: list[Cel
     return found + reds(judged, least_psnr=least_psnr)
 
 
-def _speed_up(cells: list[Cell], reference: list[Cell], part: str) -> SpeedUp | None:
+def speed_up_of(cells: Iterable[Cell], reference: Iterable[Cell], part: str) -> SpeedUp | None:
+    """How many times as fast finished runs are as others in a part of their seconds; None where they share no place."""
     base = {cell.place: cell.figures["seconds"][part] for cell in reference}
     pairs = [(base.get(cell.place), cell.figures["seconds"][part]) for cell in cells]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
