@@ -22,9 +22,10 @@ import torch
 
 import accel
 from accel.config import AccelConfig
+from accel.errors import AccelError
 from accel.measure.cells import Cell, Place, Store
 from accel.measure.judge import judge
-from accel.measure.matrix import NotGivenBack, Work, measure, order
+from accel.measure.matrix import NotGivenBack, Work, check, measure, order
 from accel.measure.one_run import timed_run
 from accel.measure.timing import machine
 from accel.measure.trial import Setting
@@ -147,9 +148,13 @@ class Benchmark:
         """The finished runs of settings, the first of which the others are compared with, after making those missing.
 
         Raises:
-            SystemExit: a setting changed the model for good.
+            SystemExit: the pipeline refuses a setting of Accel, or one changed the model for good.
         """
         baseline = settings[0]
+        try:
+            check(self.pipe, settings)
+        except AccelError as error:
+            raise SystemExit(str(error)) from error
         # Fewer steps of one table may be the baseline of another, whose clips are compared with themselves.
         identity = {**self.settings, "baseline": baseline.to_dict()}
         store = Store.open(self.folder / baseline.fingerprint, identity)

@@ -108,6 +108,13 @@ def test_a_setting_that_changes_the_model_for_good_ends_the_benchmark(pipe, tmp_
         bench.measured([PLAIN, TDC])
 
 
+def test_a_setting_that_the_pipeline_refuses_ends_it_before_anything_is_measured(tmp_path, monkeypatch):
+    bench, made = bench_of(TINY["sana"].build(), tmp_path / "b", monkeypatch)
+    with pytest.raises(SystemExit, match="setting 'sparse': "):
+        bench.measured([PLAIN, setting("sparse", STEPS, {"attention": {"method": "pisa"}})])
+    assert made.calls == [] and not list((tmp_path / "b").iterdir())
+
+
 def test_settings_are_known_apart_by_what_they_do():
     prepared = [Setting("a", TDC.config, STEPS, prepared=Preparation(words, lambda session: None)) for words in "ab"]
     renamed = setting("other name", STEPS, TDC.config)
