@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from accel.config import AccelConfig
+from accel.errors import AccelError
 from accel.measure.cells import CELLS_FILE, Cell, Place
 from accel.measure.rivals import RIVALS
 from accel.measure.trial import Preparation, Setting
@@ -121,6 +122,16 @@ def test_settings_are_known_apart_by_what_they_do():
     found = [PLAIN, HALF, TDC, BOTH, Setting("r", steps=STEPS, rival="dbcache"), *prepared, renamed]
     assert distinct(found) == found[:-1]
     assert chosen(found[:4], None) == found[:4] and chosen(found[:4], ["td"]) == [PLAIN, TDC]
+
+
+def test_a_setting_is_prepared_in_each_of_its_runs_and_has_no_words_to_be_had_from(pipe, tmp_path, monkeypatch):
+    sessions = []
+    prepared = Setting("p", TDC.config, STEPS, prepared=Preparation("made ready", sessions.append))
+    bench, _ = bench_of(pipe, tmp_path / "b", monkeypatch, prompts=("a", "bb"))
+    assert [one.error for one in bench.measured([PLAIN, prepared])(prepared)] == [None, None]
+    assert len(sessions) == 3 and {type(one).__name__ for one in sessions} == {"Session"}, "a warm-up and two runs"
+    with pytest.raises(AccelError, match="was prepared by the benchmark that it is of: made ready"):
+        Setting.from_dict("p", prepared.to_dict())
 
 
 def test_rows_are_relative_to_the_first_and_have_the_names_that_quoted_tables_read():
