@@ -1,8 +1,7 @@
-"""Settings of Accel, and rivals, beside each other on the built-in model: seconds, cost, likeness to the plain clips.
+"""Settings of Accel, and rivals, beside each other on the built-in model: what is common to the benchmarks of methods.
 
-Every row makes the same clips with the same seeds. The rows take turns, so that a machine that slows down does so to
-all of them. A finished clip is kept at once under outputs/, so that a benchmark that was killed goes on where it was.
-Shared by the benchmarks of the methods.
+Every setting makes the same clips with the same seeds, by the core of `accel bench`: warmed up, in turn, each finished
+clip kept at once under outputs/, so that a benchmark that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,20 +12,27 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import accel
+from accel.config import AccelConfig
+from accel.errors import AccelError
+from accel.measure.cells import Cell, Place, Store
+from accel.measure.judge import judge
+from accel.measure.matrix import NotGivenBack, Work, check, measure, order
+from accel.measure.one_run import timed_run
 from accel.measure.timing import machine
+from accel.measure.trial import Setting
 from accel.pipelines.demo import SIZES, WEIGHTS, defaults
 from accel.pipelines.demo.scenes import Scene
 from accel.pipelines.loading import weights_hash
-from bench.clips import Maker, Row, Store, judged, key_of
-from bench.tables import Figure, Line, lines_of, markdown
+from bench.tables import Figure, Row, markdown, rows_of
 
 SCENES = (
     Scene("circle", "red", "left", "black"),
@@ -38,39 +44,36 @@ SCENES = (
     Scene("ring", "red", "growing", "white"),
     Scene("triangle", "blue", "left", "brown", "plain"),
 )
-CALIBRATION = Scene("circle", "yellow", "right", "gray")
 ROOT = Path(__file__).resolve().parents[1]
+# Steps of a run of each setting before its first measured one.
+WARMUP = 2
 
-Rows = dict[str, Row]
-
-
-def measure(found: dict[int, Rows], maker: Maker, prompts: list[str], store: Store) -> dict[int, dict[str, list]]:
-    """The clips of every row, by steps of the group and name; the first row of a group is its reference."""
-    clips: dict[int, dict[str, list]] = {steps: {name: [] for name in rows} for steps, rows in found.items()}
-    for index, prompt in enumerate(prompts):
-        for steps, rows in found.items():
-            first, *others = rows
-            start = index % len(others) if others else 0
-            for name in [first, *others[start:], *others[:start]]:
-                key = key_of(steps, rows[name], prompt, index)
-                clip = store.find(key)
-                if clip is None:
-                    frames, clip = maker.make(rows[name], index)
-                    if name == first:
-                        store.keep_reference(steps, index, frames)
-                    clip |= judged(frames, None if name == first else store.reference(steps, index), prompt)
-                    store.add(key, clip)
-                    print(f"{steps} steps, prompt {index}, {name}: {clip['seconds']:.1f} s", file=sys.stderr)
-                clips[steps][name].append(clip)
-    return clips
+Cells = Callable[[Setting], list[Cell]]
 
 
-def chosen(rows: Rows, words: list[str] | None) -> Rows:
-    """The first row, and the others whose name has one of the words; all without words."""
-    if not words:
-        return rows
-    first = next(iter(rows))
-    return {name: row for name, row in rows.items() if name == first or any(word in name for word in words)}
+def setting(name: str, steps: int, methods: Mapping[str, Any] | AccelConfig | None = None) -> Setting:
+    """The plain pipeline, or methods of Accel, with so many steps."""
+    config = methods if isinstance(methods, AccelConfig) else AccelConfig.from_dict(dict(methods or {}))
+    return Setting(name, config, steps)
+
+
+def distinct(settings: Iterable[Setting]) -> list[Setting]:
+    """The settings, each once: the first of those that are the same whatever their names."""
+    found: dict[str, Setting] = {}
+    for one in settings:
+        found.setdefault(one.fingerprint, one)
+    return list(found.values())
+
+
+def nearest(settings: Mapping[int, Any], steps: int) -> Any:
+    """Those for the nearest number of steps."""
+    return settings[min(settings, key=lambda known: abs(known - steps))]
+
+
+def chosen(settings: Sequence[Setting], words: Sequence[str] | None) -> list[Setting]:
+    """The first, and the others whose name has one of the words; all without words."""
+    first, *others = settings
+    return [first, *(one for one in others if not words or any(word in one.name for word in words))]
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,34 @@ class Benchmark:
     call: dict[str, Any]
     settings: dict[str, Any]
     folder: Path
-    store: Store
 
     @property
     def steps(self) -> list[int]:
         """A table is made for each."""
         return self.options.steps or [defaults(self.options.size)["num_inference_steps"]]
 
+    @property
+    def stem(self) -> str:
+        """What the files in bench/results are called."""
+        return self.name if self.options.size == "standard" else f"{self.name}_{self.options.size}"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What stands above a table, and in its data."""
+        kept = [argument for argument in sys.argv[1:] if argument not in ("--write", "--fresh")]
+        return {
+            "command": f"python -m bench.{self.name} {shlex.join(kept)}".strip(),
+            **self.settings,
+            "repeats": f"one clip per prompt and row, {len(self.prompts)} prompts, rows interleaved, "
+            f"warm-up of {WARMUP} steps",
+            "prompts": self.prompts,
+        }
+
     @classmethod
-    def open(cls, name: str, description: str | None) -> Benchmark:
+    def open(cls, name: str, description: str | None, *, prompts: int = 4) -> Benchmark:
         """Reads the command line of the benchmark `bench.<name>` and loads the model."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--prompts", type=int, default=4, help=f"how many prompts, 1 to {len(SCENES)}")
+        parser.add_argument("--prompts", type=int, default=prompts, help=f"how many prompts, 1 to {len(SCENES)}")
         parser.add_argument("--steps", type=int, nargs="+", help="a table for each number (the model's own)")
         parser.add_argument("--size", default="standard", choices=SIZES)
         parser.add_argument("--frames", type=int, help="frames of a clip (the model's own)")
@@ -122,62 +141,107 @@ class Benchmark:
             "machine": here,
         }
         folder = _folder(name, settings, fresh=options.fresh)
-        prompts = [scene.caption() for scene in SCENES[: options.prompts]]
-        return cls(name, options, pipe, prompts, call, settings, folder, Store(folder))
+        texts = [scene.caption() for scene in SCENES[: options.prompts]]
+        return cls(name, options, pipe, texts, call, settings, folder)
+
+    def measured(self, settings: Sequence[Setting]) -> Cells:
+        """The finished runs of settings, the first of which the others are compared with, after making those missing.
+
+        Raises:
+            SystemExit: the pipeline refuses a setting of Accel, or one changed the model for good.
+        """
+        baseline = settings[0]
+        try:
+            check(self.pipe, settings)
+        except AccelError as error:
+            raise SystemExit(str(error)) from error
+        # Fewer steps of one table may be the baseline of another, whose clips are compared with themselves.
+        identity = {**self.settings, "baseline": baseline.to_dict()}
+        store = Store.open(self.folder / baseline.fingerprint, identity)
+        store.write_header(identity, {**self.about, "settings": {one.name: one.to_dict() for one in settings}})
+        places = [Place(prompt, index) for index, prompt in enumerate(self.prompts)]
+        total = len(list(order(settings, baseline, places)))
+        if len(store):
+            print(f"{len(store)} clips of this machine, code and model are known already", file=sys.stderr)
+
+        def on_cell(one: Setting, place: Place, cell: Cell) -> None:
+            said = f"failed: {cell.error}" if cell.error else f"{cell.figures['seconds']['total']:.1f} s"
+            print(f"{len(store)} of {total}: prompt {place.seed}, {one.name}: {said}", file=sys.stderr)
+
+        try:
+            measure(
+                work(self.pipe, self.call, baseline.steps),
+                settings,
+                baseline,
+                places,
+                store,
+                warmup=WARMUP,
+                keep=lambda place: False,
+                on_cell=on_cell,
+            )
+        except NotGivenBack as error:
+            raise SystemExit(str(error)) from error
+        return lambda one: [cell for place in places if (cell := store.find(one, place)) is not None]
+
+    def write(self, text: str, data: dict[str, Any], pictures: Mapping[str, bytes] | None = None) -> None:
+        """Prints the table and, where `--write` is given, keeps it with its data and pictures (by their endings)."""
+        print(text)
+        if not self.options.write:
+            return
+        folder = ROOT / "bench" / "results" / "cpu"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.stem}.md").write_text(text)
+        (folder / f"{self.stem}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        for ending, picture in (pictures or {}).items():
+            (folder / f"{self.stem}.{ending}").write_bytes(picture)
+
+
+def work(pipe: Any, call: Mapping[str, Any], steps: int | None) -> Work:
+    """Clips of the built-in model; `call` holds what all calls share, and the seed of a prompt is its place."""
+
+    def arguments(place: Place, steps: int | None) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(place.seed)
+        own = {"prompt": place.prompt, "generator": generator, "output_type": "np"}
+        return {**call, **own, **({} if steps is None else {"num_inference_steps": steps})}
+
+    def judged(frames: np.ndarray, reference: np.ndarray | None, place: Place) -> dict[str, Any]:
+        return judge(frames, reference, place.prompt)
+
+    return Work(pipe, steps, arguments, lambda given: timed_run(pipe, given), lambda out: out.frames[0], judged)
 
 
 def main(
     name: str,
     title: str,
     description: str | None,
-    rows: Callable[[Any, int], Rows],
+    settings: Callable[[Any, int], list[Setting]],
     figure: Figure | None,
-    notes: Callable[[], list[str]] = list,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Reads the command line of the benchmark `bench.<name>`, measures its rows, prints and writes the table.
+    """Reads the command line of the benchmark `bench.<name>`, measures its settings, prints and writes the table.
 
-    `rows` gives the rows for a number of steps, the plain pipeline first; `notes` what else the table must say.
+    `settings` gives them for a number of steps, the plain pipeline first; `notes` are what else the table must say.
     """
     bench = Benchmark.open(name, description)
-    tabulate(bench, title, {steps: rows(bench.pipe, steps) for steps in bench.steps}, figure, notes())
+    tabulate(bench, title, {steps: settings(bench.pipe, steps) for steps in bench.steps}, figure, notes)
 
 
 def tabulate(
     bench: Benchmark,
     title: str,
-    rows: dict[int, Rows],
+    groups: Mapping[int, Sequence[Setting]],
     figure: Figure | None,
-    notes: list[str],
-    more: Callable[[dict[int, list[Line]]], tuple[list[str], dict[str, Any]]] | None = None,
+    notes: Sequence[str],
+    more: Callable[[dict[int, list[Row]]], tuple[list[str], dict[str, Any]]] | None = None,
 ) -> None:
-    """Measures rows, prints and writes the table; `more` gives, of its lines, text and data to stand behind it."""
-    options, pipe, prompts, store = bench.options, bench.pipe, bench.prompts, bench.store
-    if len(store):
-        print(f"{len(store)} clips of this machine, code and model are known already", file=sys.stderr)
-    found = {steps: chosen(each, options.rows) for steps, each in rows.items()}
-    pipe(prompts[0], **bench.call, num_inference_steps=2, output_type="latent")  # warm-up
-    clips = measure(found, Maker(pipe, prompts, bench.call, CALIBRATION.caption()), prompts, store)
-    settings = {
-        "command": f"python -m bench.{bench.name} {shlex.join(_kept(sys.argv[1:]))}".strip(),
-        **bench.settings,
-        "repeats": f"one clip per prompt and row, {len(prompts)} prompts, rows interleaved, warm-up of 2 steps",
-        "prompts": prompts,
-    }
-    lines = {steps: lines_of(each, clips[steps], figure) for steps, each in found.items()}
-    behind, data = more(lines) if more is not None else ([], {})
-    text = markdown(title, settings, lines, figure, notes) + "".join(f"{line}\n" for line in behind)
-    print(text)
-    if options.write:
-        folder = ROOT / "bench" / "results" / "cpu"
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = bench.name if options.size == "standard" else f"{bench.name}_{options.size}"
-        (folder / f"{stem}.md").write_text(text)
-        everything = {**settings, "rows": [line for group in lines.values() for line in group], **data}
-        (folder / f"{stem}.json").write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
-
-
-def _kept(arguments: list[str]) -> list[str]:
-    return [argument for argument in arguments if argument not in ("--write", "--fresh")]
+    """Measures settings, prints and writes the table; `more` gives, of its rows, text and data to stand behind it."""
+    rows = {}
+    for steps, all_settings in groups.items():
+        settings = chosen(all_settings, bench.options.rows)
+        rows[steps] = rows_of(settings, bench.measured(settings), figure)
+    behind, data = more(rows) if more is not None else ([], {})
+    text = markdown(title, bench.about, rows, figure, notes) + "".join(f"{line}\n" for line in behind)
+    bench.write(text, {**bench.about, "rows": [row for group in rows.values() for row in group], **data})
 
 
 def _folder(name: str, settings: dict[str, Any], *, fresh: bool) -> Path:
@@ -186,4 +250,5 @@ def _folder(name: str, settings: dict[str, Any], *, fresh: bool) -> Path:
     folder = ROOT / "outputs" / "bench" / name / digest
     if fresh and folder.exists():
         shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder

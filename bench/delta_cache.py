@@ -12,28 +12,27 @@ import math
 from typing import Any
 
 from accel.config import AccelConfig
+from accel.measure.trial import Setting
 from accel.methods.delta import DeltaCacheConfig, DeltaSchedule
 from accel.presets import PRESETS, preset
-from bench.clips import Row
-from bench.comparison import main
+from bench.comparison import distinct, main, setting
 from bench.tables import Figure
 
 PUBLISHED = {"cache": {"method": "delta", "interval": 2, "cached_blocks": 0.75, "boundary": 0.4, "dense_steps": 0.0}}
 
 
-def rows(pipe: Any, steps: int) -> dict[str, Row]:
+def settings(pipe: Any, steps: int) -> list[Setting]:
     """The plain pipeline, each setting, and behind each the plain steps that make at least as many block calls."""
-    found = {f"plain, {steps} steps": Row(steps)}
-    settings: dict[str, AccelConfig] = {name: preset(name) for name in PRESETS}
-    settings["as published"] = AccelConfig.from_dict(PUBLISHED)
+    found = [setting(f"plain, {steps} steps", steps)]
+    configs = {name: preset(name) for name in PRESETS} | {"as published": AccelConfig.from_dict(PUBLISHED)}
     blocks = len(pipe.transformer.blocks)
-    for name, config in settings.items():
-        found[f"delta, {name}"] = Row(steps, config)
+    for name, config in configs.items():
+        found.append(setting(f"delta, {name}", steps, config))
         plans = [DeltaSchedule(_delta(config), blocks, steps).plan(step) for step in range(steps)]
         calls = steps * blocks - sum(len(plan.blocks) for plan in plans if plan.reuse)
         fewer = math.ceil(calls / blocks)
-        found.setdefault(f"plain, {fewer} steps", Row(fewer))
-    return found
+        found.append(setting(f"plain, {fewer} steps", fewer))
+    return distinct(found)
 
 
 def _delta(config: AccelConfig) -> DeltaCacheConfig:
@@ -47,6 +46,6 @@ if __name__ == "__main__":
         "delta_cache",
         "The delta cache on the built-in model",
         __doc__,
-        rows,
+        settings,
         Figure("reused_fraction", "reused", "block calls reused", "{:.1%}"),
     )

@@ -17,13 +17,13 @@ from accel.methods.precision_calibration import Calibration
 from accel.pipelines.demo.scenes import Scene
 from accel.pipelines.sites import inspect_pipeline
 from bench import gemm_errors
-from bench.comparison import CALIBRATION, Benchmark
+from bench.comparison import Benchmark
 from bench.gemm_errors import ACTIVATIONS, PRODUCTS, Errors
 from bench.precision_choices import BEST, OWN, SEEDS, Judged, best, criteria, judge, random_name, replay
 
 BITS = (5, 6, 7)
 # Not among the prompts of any table.
-_CALIBRATION = (CALIBRATION, Scene("square", "green", "up", "white", "striped"))
+_CALIBRATION = (Scene("circle", "yellow", "right", "gray"), Scene("square", "green", "up", "white", "striped"))
 
 
 def share_of(bits: float) -> float:

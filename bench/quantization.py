@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import statistics
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from accel.config import AccelConfig
 from accel.errors import AccelWarning
+from accel.measure.trial import Preparation, Setting
 from accel.methods.mixed import MixedPrecision
 from accel.session import Session
-from bench.clips import Row
-from bench.comparison import Benchmark, Rows, tabulate
+from bench.comparison import Benchmark, nearest, setting, tabulate
 from bench.precision_choices import BEST, OWN, SEEDS, RandomRule, RuleMaker, TableRule, criteria, random_name
 from bench.precision_study import BITS, Study, markdown, share_of
-from bench.tables import Figure, Line
-from bench.tdc import PISA, PISA_THRESHOLDS, THRESHOLDS, nearest
+from bench.tables import Figure, Row
+from bench.tdc import PISA, PISA_THRESHOLDS, THRESHOLDS
 
 FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"method": "int8"},
@@ -33,7 +33,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(study: Study) -> Rows:
+def settings(study: Study) -> list[Setting]:
     """The plain pipeline, the formats, alone and in company, and mixed precision by every criterion."""
     steps = study.steps
     tdc = {"method": "tdc", "threshold": nearest(THRESHOLDS, steps)[1]}
@@ -42,17 +42,19 @@ def rows(study: Study) -> Rows:
         " + tdc": {"cache": tdc},
         " + pisa": {"attention": PISA},
     }
-    found = {"float32": Row(steps)}
+    found = [setting("float32", steps)]
     for beside, methods in company.items():
         if methods:
-            found[f"float32{beside}"] = Row(steps, AccelConfig.from_dict(methods))
-        for name, settings in FORMATS.items():
-            found[f"{name}{beside}"] = Row(steps, AccelConfig.from_dict({**methods, "quantize": settings}))
+            found.append(setting(f"float32{beside}", steps, methods))
+        for name, quantize in FORMATS.items():
+            found.append(setting(f"{name}{beside}", steps, {**methods, "quantize": quantize}))
     both = {"cache": {"method": "tdc", "threshold": nearest(PISA_THRESHOLDS, steps)[0]}, "attention": PISA}
-    found["float32 + tdc + pisa"] = Row(steps, AccelConfig.from_dict(both))
-    found["mixed, 6 bits + tdc + pisa"] = Row(steps, AccelConfig.from_dict({**both, "quantize": {"method": "mixed"}}))
-    found["W4A4 of mixed"] = _by("no INT8", 4, partial(RandomRule, 0.0), steps)
-    found["W4A8 of mixed"] = _by("INT8 everywhere", 8, partial(RandomRule, 1.0), steps)
+    found += [
+        setting("float32 + tdc + pisa", steps, both),
+        setting("mixed, 6 bits + tdc + pisa", steps, {**both, "quantize": {"method": "mixed"}}),
+        _by("W4A4 of mixed", "no INT8", 4, partial(RandomRule, 0.0), steps),
+        _by("W4A8 of mixed", "INT8 everywhere", 8, partial(RandomRule, 1.0), steps),
+    ]
     for bits in BITS:
         rules = criteria(share_of(bits), steps, study.calibration)
         # That is the row of mixed precision itself.
@@ -61,13 +63,13 @@ def rows(study: Study) -> Rows:
             TableRule, study.best_table(bits)
         )
         for name, rule in rules.items():
-            found[f"mixed, {bits} bits by {name}"] = _by(name, bits, rule, steps)
+            found.append(_by(f"mixed, {bits} bits by {name}", name, bits, rule, steps))
     return found
 
 
-def _by(name: str, bits: int, rule: RuleMaker, steps: int) -> Row:
-    config = AccelConfig.from_dict({"quantize": {"method": "mixed", "target_bits": float(bits)}})
-    return Row(steps, config, prepared=f"chosen by {name}", prepare=partial(_decide_by, rule))
+def _by(name: str, criterion: str, bits: int, rule: RuleMaker, steps: int) -> Setting:
+    plain = setting(name, steps, {"quantize": {"method": "mixed", "target_bits": float(bits)}})
+    return replace(plain, prepared=Preparation(f"chosen by {criterion}", partial(_decide_by, rule)))
 
 
 def _decide_by(rule: RuleMaker, session: Session) -> None:
@@ -75,9 +77,9 @@ def _decide_by(rule: RuleMaker, session: Session) -> None:
     method.decide_by(rule)
 
 
-def verdicts(lines: list[Line]) -> list[str]:
+def verdicts(rows: list[Row]) -> list[str]:
     """Of each average, whether mixed precision's clips are nearer to the plain ones than those of random choices."""
-    decibels = {line["setting"]: statistics.mean(line["psnr_db"]) for line in lines[1:]}
+    decibels = {row["setting"]: statistics.mean(row["psnr_db"]) for row in rows[1:] if row["psnr_db"]}
     found = []
     for bits in BITS:
         names = [f"mixed, {bits} bits by {random_name(seed)}" for seed in SEEDS]
@@ -97,9 +99,9 @@ def main() -> None:
     warnings.simplefilter("ignore", AccelWarning)  # that NVFP4 is emulated stands in the table
     studies = {steps: Study.of(bench, steps) for steps in bench.steps}
 
-    def more(lines: dict[int, list[Line]]) -> tuple[list[str], dict[str, Any]]:
+    def more(rows: dict[int, list[Row]]) -> tuple[list[str], dict[str, Any]]:
         figures = [study.to_dict() for study in studies.values()]
-        text = [line for each in lines.values() for line in verdicts(each)]
+        text = [line for each in rows.values() for line in verdicts(each)]
         for one in figures:
             text += ["", *markdown(one)]
         return text, {"products": figures}
@@ -112,7 +114,7 @@ def main() -> None:
     tabulate(
         bench,
         "Number formats on the built-in model",
-        {steps: rows(study) for steps, study in studies.items()},
+        {steps: settings(study) for steps, study in studies.items()},
         Figure("average_bits", "average_bits", "bits", "{:.2f}"),
         ["", told],
         more,

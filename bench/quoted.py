@@ -58,7 +58,9 @@ def _read(name: str) -> Any:
 def _in_a_cell(row: dict[str, Any]) -> str:
     decibels, similarity = (statistics.mean(v for v in row[key] if v is not None) for key in ("psnr_db", "ssim"))
     shown, speed = row["prompt_accuracy"]["all"], row["loop_speed_up"]
-    return f"{decibels:.1f} dB, {similarity:.3f}, {shown:.2f}, {speed:.2f}×"
+    # Where the clips are no results, no speed-up is said.
+    times = "–" if speed is None else f"{speed:.2f}×"
+    return f"{decibels:.1f} dB, {similarity:.3f}, {shown:.2f}, {times}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from accel.config import AccelConfig
-from bench.clips import Row
-from bench.comparison import main
+from accel.measure.trial import Setting
+from bench.comparison import main, setting
 from bench.tables import Figure
 
 DENSITIES = (0.5, 0.25, 0.125, 0.06)
@@ -27,13 +26,12 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(pipe: Any, steps: int) -> dict[str, Row]:
+def settings(pipe: Any, steps: int) -> list[Setting]:
     """The plain pipeline, and every form at every density."""
-    found = {"dense": Row(steps)}
+    found = [setting("dense", steps)]
     for density in DENSITIES:
         for name, form in FORMS.items():
-            config = AccelConfig.from_dict({"attention": {**form, "density": density}})
-            found[f"{name}, density {density:g}"] = Row(steps, config)
+            found.append(setting(f"{name}, density {density:g}", steps, {"attention": {**form, "density": density}}))
     return found
 
 
@@ -42,6 +40,6 @@ if __name__ == "__main__":
         "sparse_attention",
         "Sparse attention on the built-in model",
         __doc__,
-        rows,
+        settings,
         Figure("overall_density", "overall_density", "density over all calls", "{:.3f}"),
     )

@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from accel.config import AccelConfig
-from accel.measure.rivals import RIVALS, missing
+from accel.measure.trial import Setting
 from accel.presets import preset
-from bench.clips import Row
-from bench.comparison import main
+from bench.comparison import distinct, main, nearest, setting
+from bench.rivals import CACHES, rivals
 from bench.tables import Figure
 
 # About how many times fewer block calls the settings are chosen to make.
@@ -32,93 +31,40 @@ PISA = {"method": "pisa", "density": 0.5, "dense_steps": 0.25, "dense_layers": 0
 PISA_THRESHOLDS = {24: (0.2, 0.4), 50: (0.1, 0.2)}
 ADASPA = {"method": "adaspa", "density": 0.25}
 FLASHBLOCK = {"method": "flashblock"}
-# Of each rival, settings that come near the last two costs.
-_TAYLOR = {"disable_cache_before_step": 3, "taylor_factors_dtype": "float32"}
-OTHERS: dict[str, dict[int, list[dict[str, Any]]]] = {
-    "first-block": {24: [{"threshold": 0.14}, {"threshold": 0.2}], 50: [{"threshold": 0.07}, {"threshold": 0.1}]},
-    "dbcache": {
-        24: [
-            {"residual_diff_threshold": 0.15, "max_warmup_steps": 3},
-            {"residual_diff_threshold": 0.2, "max_warmup_steps": 3},
-            {"residual_diff_threshold": 0.16, "max_warmup_steps": 4, "taylorseer": 1},
-            {"residual_diff_threshold": 0.22, "max_warmup_steps": 4, "taylorseer": 1},
-        ],
-        50: [
-            {"residual_diff_threshold": 0.07, "max_warmup_steps": 4},
-            {"residual_diff_threshold": 0.1, "max_warmup_steps": 4},
-            {"residual_diff_threshold": 0.07, "max_warmup_steps": 4, "taylorseer": 1},
-            {"residual_diff_threshold": 0.1, "max_warmup_steps": 4, "taylorseer": 1},
-        ],
-    },
-    "magcache": {
-        24: [{"threshold": 0.01, "retention_ratio": 0.1}, {"threshold": 0.03, "retention_ratio": 0.1}],
-        50: [{"threshold": 0.005, "retention_ratio": 0.1}, {"threshold": 0.015, "retention_ratio": 0.1}],
-    },
-    "taylorseer": {
-        24: [{"cache_interval": 2, **_TAYLOR}, {"cache_interval": 3, **_TAYLOR}],
-        50: [{"cache_interval": 2, **_TAYLOR}, {"cache_interval": 3, **_TAYLOR}],
-    },
-    "seacache": {
-        24: [{"threshold": 0.2}, {"threshold": 0.3}, {"threshold": 0.4}],
-        50: [{"threshold": 0.1}, {"threshold": 0.2}],
-    },
-}
-_SHORT = {
-    "residual_diff_threshold": "threshold",
-    "max_warmup_steps": "warm-up",
-    "retention_ratio": "retention",
-    "cache_interval": "interval",
-}
-_UNSAID = ("disable_cache_before_step", "taylor_factors_dtype")
+NOTES = (
+    "",
+    "TaylorSeer predicts the outputs of whole blocks in float32, from its fourth step on; MagCache's ratios are of one "
+    "plain run with another seed. Pyramid broadcast is left out, since it gives one guidance branch the attention of "
+    "the other on Wan, and FasterCache, since it needs guidance in one batch.",
+)
 
 
-def rows(pipe: Any, steps: int) -> dict[str, Row]:
-    """The plain pipeline, Accel's caches, fewer steps, and the rivals that are installed."""
-    found = {f"plain, {steps} steps": Row(steps)}
+def settings(pipe: Any, steps: int) -> list[Setting]:
+    """The plain pipeline, Accel's caches, fewer steps, and the rivals' caches."""
+    found = [setting(f"plain, {steps} steps", steps)]
     for threshold in nearest(THRESHOLDS, steps):
-        found[f"tdc, threshold {threshold:g}"] = _tdc(steps, threshold=threshold)
+        found.append(_tdc(f"tdc, threshold {threshold:g}", steps, threshold=threshold))
     for threshold in nearest(PUBLISHED_THRESHOLDS, steps):
-        found[f"tdc as published, threshold {threshold:g}"] = _tdc(steps, **PUBLISHED, threshold=threshold)
+        found.append(_tdc(f"tdc as published, threshold {threshold:g}", steps, **PUBLISHED, threshold=threshold))
     for threshold in nearest(PISA_THRESHOLDS, steps):
-        config = AccelConfig.from_dict({"attention": PISA, "cache": {"method": "tdc", "threshold": threshold}})
-        found[f"tdc + pisa, threshold {threshold:g}"] = Row(steps, config)
-    found["flashblock"] = Row(steps, AccelConfig.from_dict({"cache": FLASHBLOCK}))
-    found["adaspa"] = Row(steps, AccelConfig.from_dict({"attention": ADASPA}))
-    found["adaspa + flashblock"] = Row(steps, AccelConfig.from_dict({"attention": ADASPA, "cache": FLASHBLOCK}))
+        both = {"attention": PISA, "cache": {"method": "tdc", "threshold": threshold}}
+        found.append(setting(f"tdc + pisa, threshold {threshold:g}", steps, both))
     tdc = {"method": "tdc", "threshold": nearest(THRESHOLDS, steps)[0]}
-    found["tdc + flashblock"] = Row(steps, AccelConfig.from_dict({"cache": [tdc, FLASHBLOCK]}))
-    found["delta, balanced"] = Row(steps, preset("balanced"))
+    found += [
+        setting("flashblock", steps, {"cache": FLASHBLOCK}),
+        setting("adaspa", steps, {"attention": ADASPA}),
+        setting("adaspa + flashblock", steps, {"attention": ADASPA, "cache": FLASHBLOCK}),
+        setting("tdc + flashblock", steps, {"cache": [tdc, FLASHBLOCK]}),
+        setting("delta, balanced", steps, preset("balanced")),
+    ]
     for cost in COSTS:
         fewer = math.ceil(steps / cost)
-        found[f"plain, {fewer} steps"] = Row(fewer)
-    for name in RIVALS:
-        if missing(name) is None:
-            for settings in nearest(OTHERS[name], steps):
-                found[f"{name}, {_words(settings)}"] = Row(steps, rival=name, settings=settings)
-    return found
+        found.append(setting(f"plain, {fewer} steps", fewer))
+    return distinct([*found, *rivals(steps, CACHES)])
 
 
-def notes() -> list[str]:
-    """Which rivals are not in the table, and what those in it were told."""
-    told = (
-        "TaylorSeer predicts the outputs of whole blocks in float32, from its fourth step on; MagCache's ratios are of "
-        "one plain run with another prompt. Pyramid broadcast is left out, since it gives one guidance branch the "
-        "attention of the other on Wan, and FasterCache, since it needs guidance in one batch."
-    )
-    return ["", told, *(f"{name} is left out: {reason}." for name in RIVALS if (reason := missing(name)) is not None)]
-
-
-def nearest(settings: dict[int, Any], steps: int) -> Any:
-    """Those for the nearest number of steps."""
-    return settings[min(settings, key=lambda known: abs(known - steps))]
-
-
-def _tdc(steps: int, **settings: Any) -> Row:
-    return Row(steps, AccelConfig.from_dict({"cache": {"method": "tdc", **settings}}))
-
-
-def _words(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{_SHORT.get(key, key)} {value}" for key, value in settings.items() if key not in _UNSAID)
+def _tdc(name: str, steps: int, **given: Any) -> Setting:
+    return setting(name, steps, {"cache": {"method": "tdc", **given}})
 
 
 if __name__ == "__main__":
@@ -126,7 +72,7 @@ if __name__ == "__main__":
         "tdc",
         "Reuse over time on the built-in model",
         __doc__,
-        rows,
+        settings,
         Figure("overall_density", "overall_density", "density", "{:.3f}"),
-        notes,
+        NOTES,
     )

@@ -33,7 +33,8 @@ def lines_of(
     p20, p80), "results_per_minute" (by batch), "steps_per_second", "tokens_per_second", "peak_bytes", "held_bytes",
     "block_calls" (as a share of the baseline's), "quality" (of each figure its mean, median, least and most over the
     clips), "same_bits" (clips with the baseline's bits), "prompt_accuracy", "speed_up" and "loop_speed_up" (None where
-    nothing may be said), "unsaid" (why), "warnings" and "left_behind".
+    nothing may be said), "unsaid" (why), "warnings", "library" of a rival with its version, and
+    "left_behind".
     """
     found = {one.fingerprint: list(cells(one)) for one in (baseline, *settings)}
     ordered = [baseline, *(one for one in settings if one.fingerprint != baseline.fingerprint)]
@@ -48,7 +49,7 @@ def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: lis
     unsaid = _unsaid(single, judged, reference, least_psnr)
     total, loop = (None, None)
     if not is_baseline and not unsaid:
-        total, loop = _speed_up(single, reference, "total"), _speed_up(single, reference, "loop")
+        total, loop = speed_up_of(single, reference, "total"), speed_up_of(single, reference, "loop")
     line: Line = {
         "setting": setting.name,
         "baseline": is_baseline,
@@ -70,6 +71,7 @@ def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: lis
         "speed_up": _said(total),
         "loop_speed_up": _said(loop),
         "unsaid": [] if is_baseline else unsaid,
+        "library": _first(single, "library"),
         "left_behind": sorted({name for cell in single for name in cell.figures["left_behind"]}),
     }
     line["warnings"] = [] if is_baseline else _warnings(setting, single, judged, total)
@@ -92,7 +94,8 @@ def _unsaid(cells: list[Cell], judged: list[dict[str, Any]], reference: list[Cel
     return found + reds(judged, least_psnr=least_psnr)
 
 
-def _speed_up(cells: list[Cell], reference: list[Cell], part: str) -> SpeedUp | None:
+def speed_up_of(cells: Iterable[Cell], reference: Iterable[Cell], part: str) -> SpeedUp | None:
+    """How many times as fast finished runs are as others in a part of their seconds; None where they share no place."""
     base = {cell.place: cell.figures["seconds"][part] for cell in reference}
     pairs = [(base.get(cell.place), cell.figures["seconds"][part]) for cell in cells]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from accel.errors import AccelError
 from accel.measure.frames import as_pair, in_parts
-from accel.measure.temporal import motion
-
-__all__ = ["motion", "ms_ssim", "ms_ssim_window", "psnr", "ssim"]
 
 _WINDOW = 11
 _SIGMA = 1.5

@@ -1,6 +1,7 @@
-"""The caches of diffusers and of cache-dit on a pipeline, to be measured beside Accel's methods.
+"""What other libraries have for a pipeline, to be measured beside Accel's methods.
 
-Each goes on and comes off through its own public functions. What it leaves behind is named, and put back.
+The caches of diffusers, cache-dit's DBCache, torchao's INT8 and FlexAttention. Each goes on and comes off through its
+own public functions, as far as there are any. What it leaves behind is named, and put back.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -27,12 +29,14 @@ _DIFFUSERS = {
     "taylorseer": "TaylorSeerCacheConfig",
     "seacache": "SeaCacheConfig",
 }
-_DBCACHE = "dbcache"
+_DBCACHE, _TORCHAO, _FLEX = "dbcache", "torchao-int8", "flex"
+# Of what is no part of diffusers: the distribution that has it, and the module that it is imported as.
+_LIBRARIES = {_DBCACHE: ("cache-dit", "cache_dit"), _TORCHAO: ("torchao", "torchao"), _FLEX: ("torch", "torch")}
 _REFUSED = {
     "pyramid": "pyramid broadcast gives one guidance branch the attention of the other where they are called apart",
     "fastercache": "FasterCache needs guidance in one batch",
 }
-RIVALS = (*_DIFFUSERS, _DBCACHE)
+RIVALS = (*_DIFFUSERS, *_LIBRARIES)
 
 
 @dataclass
@@ -40,24 +44,28 @@ class RivalRun:
     """What is found of a rival while it is on, and after.
 
     Attributes:
+        library: the distribution that it is of, with its version.
         held_bytes: the most that its tensors took at the end of a denoiser's call.
         left_behind: names of attributes that its own undo left changed, once it is off.
     """
 
+    library: str
     held_bytes: int = 0
     left_behind: list[str] = field(default_factory=list)
 
 
 def missing(name: str) -> str | None:
     """Why a rival cannot be measured here, or None where it can."""
-    if name == _DBCACHE and importlib.util.find_spec("cache_dit") is None:
-        return 'cache-dit is not installed: pip install "dit-accel[rivals]"'
+    if name in _LIBRARIES:
+        distribution, module = _LIBRARIES[name]
+        if importlib.util.find_spec(module) is None:
+            return f'{distribution} is not installed: pip install "dit-accel[rivals]"'
     return None
 
 
 @contextmanager
 def rival(pipe: Any, name: str, **settings: Any) -> Iterator[RivalRun]:
-    """Puts a rival cache on a pipeline that has run before, and takes it off again without a trace.
+    """Puts a rival on a pipeline that has run before, and takes it off again without a trace.
 
     Args:
         pipe: a diffusers pipeline of a family that Accel knows.
@@ -65,10 +73,13 @@ def rival(pipe: Any, name: str, **settings: Any) -> Iterator[RivalRun]:
         **settings: of diffusers' configuration of that name; a dtype may be given by its name, and TaylorSeer predicts
             the outputs of whole blocks unless told otherwise, since its own choice of modules finds none in Wan. For
             "dbcache" those of cache-dit's `DBCacheConfig`, where one block is the probe unless told otherwise, and
-            `taylorseer`, the order of its TaylorSeer calibrator, None for none.
+            `taylorseer`, the order of its TaylorSeer calibrator, None for none. For "torchao-int8" those of torchao's
+            `Int8DynamicActivationInt8WeightConfig`, put on every linear of the denoisers; it leaves the inductor's
+            settings, which are the whole process's, unless told otherwise. "flex" has none.
 
     Raises:
-        AccelError: an unknown name, a rival that is not installed or cannot work with separate guidance.
+        AccelError: an unknown name, a rival that is not installed, cannot work with separate guidance, or has no place
+            to go on this model.
         TypeError, ValueError: from the rival, for settings that it does not have.
     """
     if name not in RIVALS:
@@ -76,9 +87,15 @@ def rival(pipe: Any, name: str, **settings: Any) -> Iterator[RivalRun]:
     if (reason := missing(name)) is not None:
         raise AccelError(reason)
     denoisers = [denoiser.module for denoiser in inspect_pipeline(pipe).denoisers]
-    found = RivalRun()
+    distribution = _LIBRARIES[name][0] if name in _LIBRARIES else "diffusers"
+    found = RivalRun(f"{distribution} {version(distribution)}")
     snapshot = Snapshot(pipe)
-    off = (_dbcache if name == _DBCACHE else _diffusers)(pipe, denoisers, name, settings)
+    put_on = {_DBCACHE: _dbcache, _TORCHAO: _torchao, _FLEX: _flex}.get(name, _diffusers)
+    try:
+        off = put_on(pipe, denoisers, name, settings)
+    except BaseException:
+        snapshot.restore()
+        raise
 
     def measure(*_: Any) -> None:
         found.held_bytes = max(found.held_bytes, held_bytes(*_states(pipe, denoisers)))
@@ -155,6 +172,41 @@ def _dbcache(pipe: Any, denoisers: list[nn.Module], name: str, settings: dict[st
     def off() -> None:
         with _quiet("cache_dit"):
             cache_dit.disable_cache(pipe)
+
+    return off
+
+
+def _torchao(pipe: Any, denoisers: list[nn.Module], name: str, settings: dict[str, Any]) -> Callable[[], None]:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    config = Int8DynamicActivationInt8WeightConfig(**{"set_inductor_config": False, **settings})
+    for module in denoisers:
+        quantize_(module, config)
+
+    def off() -> None:
+        """It has no undo of its own: the snapshot has the weights, and puts them back."""
+
+    return off
+
+
+def _flex(pipe: Any, denoisers: list[nn.Module], name: str, settings: dict[str, Any]) -> Callable[[], None]:
+    from diffusers import attention_backend
+
+    if settings:
+        raise AccelError(f"FlexAttention has no setting {next(iter(settings))!r}; leave it out")
+    processors = [getattr(module, "processor", None) for one in denoisers for module in one.modules()]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+        raise AccelError("FlexAttention cannot go on this model: none of its attention takes a backend of diffusers")
+    modules: list[Any] = list(denoisers)
+    # It also makes it that of every other model in this process; the block puts back what was there.
+    with attention_backend(), _quiet("diffusers"):
+        for module in modules:
+            module.set_attention_backend("flex")
+
+    def off() -> None:
+        with _quiet("diffusers"):
+            for module in modules:
+                module.reset_attention_backend()
 
     return off
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from accel.pipelines.sites import inspect_pipeline
 
 
 class Snapshot:
-    """The attributes of a pipeline, its class, and every module of its denoisers, as they are now.
+    """The attributes of a pipeline, its class, and every module and processor of its denoisers, as they are now.
 
     A pipeline sets attributes of its own in its first call: take the snapshot after it has run.
     """
@@ -19,12 +17,15 @@ class Snapshot:
         self._pipe = pipe
         self._class = dict(vars(type(pipe)))
         self._own = dict(vars(pipe))
-        modules = (module for one in inspect_pipeline(pipe).denoisers for module in one.module.modules())
-        self._modules: list[tuple[nn.Module, dict[str, Any]]] = [(module, _copied(module)) for module in modules]
+        modules = [module for one in inspect_pipeline(pipe).denoisers for module in one.module.modules()]
+        processors = {id(one): one for module in modules if hasattr(one := vars(module).get("processor"), "__dict__")}
+        self._objects: list[tuple[object, dict[str, Any]]] = [
+            (one, _copied(one)) for one in (*modules, *processors.values())
+        ]
 
     def restore(self) -> list[str]:
         """Puts all back and returns the names of the attributes that differed, sorted."""
-        return sorted({*self._restore_pipeline(), *self._restore_modules()})
+        return sorted({*self._restore_pipeline(), *self._restore_objects()})
 
     def _restore_pipeline(self) -> list[str]:
         left = []
@@ -43,10 +44,10 @@ class Snapshot:
             left.append(name)
         return left
 
-    def _restore_modules(self) -> list[str]:
+    def _restore_objects(self) -> list[str]:
         left = []
-        for module, before in self._modules:
-            now = vars(module)
+        for one, before in self._objects:
+            now = vars(one)
             for name in [*now, *(name for name in before if name not in now)]:
                 if name in now and name in before and _same(now[name], before[name]):
                     continue
@@ -61,9 +62,9 @@ class Snapshot:
         return left
 
 
-def _copied(module: nn.Module) -> dict[str, Any]:
+def _copied(one: object) -> dict[str, Any]:
     # Submodules, parameters and hooks are in dictionaries, which change in place.
-    return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(module).items()}
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(one).items()}
 
 
 def _same(now: Any, before: Any) -> bool:

@@ -14,21 +14,31 @@ import torch
 
 import accel
 from accel.config import AccelConfig
+from accel.errors import AccelError
 from accel.measure.block_calls import count_block_calls
 from accel.measure.one_run import TimedRun
 from accel.measure.parts import DENOISER, watched_parts
 from accel.measure.peak import peak_memory
 from accel.measure.rivals import rival
 from accel.pipelines.sites import inspect_pipeline
+from accel.session import Session
 
 _OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to the session of a setting before its run, and the words that it is known by."""
+
+    words: str
+    do: Callable[[Session], None] = field(compare=False)
 
 
 @dataclass(frozen=True)
 class Setting:
     """What is compared: the plain pipeline, methods of Accel, a rival, any of them with another number of steps.
 
-    `steps` None are those of the call.
+    `steps` None are those of the call. `prepared` goes with methods of Accel.
     """
 
     name: str
@@ -36,6 +46,7 @@ class Setting:
     steps: int | None = None
     rival: str | None = None
     rival_settings: Mapping[str, Any] = field(default_factory=dict)
+    prepared: Preparation | None = None
 
     @property
     def plain(self) -> bool:
@@ -49,11 +60,14 @@ class Setting:
             "config": self.config.to_dict() if self.config.methods else None,
             "rival": self.rival,
             "rival_settings": dict(self.rival_settings),
+            **({} if self.prepared is None else {"prepared": self.prepared.words}),
         }
 
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> Setting:
-        """What `to_dict` gave, with a name."""
+        """What `to_dict` gave, with a name; a setting that something was done for cannot be had from words."""
+        if "prepared" in data:
+            raise AccelError(f"setting {name!r} was prepared by the benchmark that it is of: {data['prepared']}")
         config = AccelConfig() if data["config"] is None else AccelConfig.from_dict(data["config"])
         return cls(name, config, data["steps"], data["rival"], data["rival_settings"])
 
@@ -88,8 +102,8 @@ def attempt(
         "evaluations" as `TimedRun` counts them (those of the call's arguments where the pipeline does not tell),
         "tokens" of a denoiser's call, "tokens_per_second" (tokens times evaluations over the denoiser's seconds),
         "denoiser_calls", "block_calls" that were computed (None where blocks are compiled), "peak_bytes", "held_bytes"
-        of what methods keep, "left_behind" (attributes that a rival's own undo left) and "summary" of the session, None
-        for the plain pipeline.
+        of what methods keep, "library" of a rival with its version, "left_behind" (attributes that its own undo left)
+        and "summary" of the session, None for the plain pipeline.
     """
     if setting.steps is not None:
         arguments = {**arguments, "num_inference_steps": setting.steps}
@@ -102,6 +116,8 @@ def attempt(
             other = stack.enter_context(rival(pipe, setting.rival, **setting.rival_settings))
         elif setting.config.methods:
             session = stack.enter_context(accel.enable(pipe, setting.config))
+            if setting.prepared is not None:
+                setting.prepared.do(session)
         # Outermost, so that what a method does around the denoiser counts for the denoiser.
         parts = stack.enter_context(watched_parts(pipe))
         peak = stack.enter_context(peak_memory(device))
@@ -128,6 +144,7 @@ def attempt(
             "block_calls": None if calls is None else calls.computed,
             "peak_bytes": peak.bytes,
             "held_bytes": other.held_bytes if other is not None else _held(summary),
+            "library": None if other is None else other.library,
             "left_behind": [] if other is None else other.left_behind,
             "summary": summary,
         },

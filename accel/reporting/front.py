@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from accel.errors import AccelError
 
 _OURS, _FEWER, _RIVAL, _LINE, _INK = "#0b6e4f", "#8a8a8a", "#b5651d", "#0b6e4f", "#222222"
+# Points above are drawn at this height with their figure, so that the others are told apart; chosen by us.
+_MOST_DB = 60.0
 _KINDS = {
     "method": (_OURS, "o", "Accel"),
     "fewer": (_FEWER, "s", "plain, fewer steps"),
@@ -37,23 +39,31 @@ def points(lines: Sequence[dict[str, Any]]) -> list[Point]:
         quality = line["quality"].get("psnr_db")
         if line["baseline"] or line["speed_up"] is None or quality is None:
             continue
-        plain = line["config"]["config"] is None
-        kind = "rival" if line["config"]["rival"] is not None else "fewer" if plain else "method"
-        found.append(Point(line["setting"], line["speed_up"]["ratio"], quality["mean"], kind))
+        found.append(Point(line["setting"], line["speed_up"]["ratio"], quality["mean"], kind_of(line)))
     return found
 
 
+def kind_of(line: dict[str, Any]) -> str:
+    """Whether a line of a benchmark is of a "method" of Accel, a "rival", or the plain pipeline with "fewer" steps."""
+    if line["config"]["rival"] is not None:
+        return "rival"
+    return "fewer" if line["config"]["config"] is None else "method"
+
+
 def front(found: Sequence[Point]) -> list[Point]:
-    """The points that no other is at least as fast and as good as, from the slowest to the fastest."""
+    """The points that no other is at least as fast and as good as, from the slowest to the fastest.
+
+    One that is no faster than the baseline is none of them: the baseline has its own clips.
+    """
     best: list[Point] = []
     for point in sorted(found, key=lambda one: (-one.speed_up, -one.psnr_db)):
-        if not best or point.psnr_db > best[-1].psnr_db:
+        if point.speed_up > 1 and (not best or point.psnr_db > best[-1].psnr_db):
             best.append(point)
     return best[::-1]
 
 
-def draw(found: Sequence[Point], form: str) -> bytes:
-    """The plot as a "png" or "svg" file.
+def draw(found: Sequence[Point], form: str, named: Collection[str] | None = None) -> bytes:
+    """The plot as a "png" or "svg" file, with the names of the points that `named` has; None for all.
 
     Raises:
         AccelError: matplotlib is not installed.
@@ -68,17 +78,18 @@ def draw(found: Sequence[Point], form: str) -> bytes:
         axes = figure.add_subplot()
         best = front(found)
         if len(best) > 1:
-            axes.plot([p.speed_up for p in best], [p.psnr_db for p in best], color=_LINE, linewidth=1, alpha=0.6)
+            axes.plot([p.speed_up for p in best], [_height(p) for p in best], color=_LINE, linewidth=1, alpha=0.6)
         for kind, (color, marker, title) in _KINDS.items():
             some = [point for point in found if point.kind == kind]
             if some:
-                x, y = [p.speed_up for p in some], [p.psnr_db for p in some]
+                x, y = [p.speed_up for p in some], [_height(p) for p in some]
                 axes.scatter(x, y, c=color, marker=marker, s=36, label=title, zorder=3)
-        for point in found:
+        for point in found if named is None else [point for point in found if point.name in named]:
             weight = "bold" if point in best else "normal"
-            where = (point.speed_up, point.psnr_db)
+            where = (point.speed_up, _height(point))
+            name = point.name if point.psnr_db <= _MOST_DB else f"{point.name} ({point.psnr_db:.0f} dB)"
             said = axes.annotate(
-                point.name, where, (5, 4), textcoords="offset points", fontsize=7.5, weight=weight, color=_INK
+                name, where, (5, 4), textcoords="offset points", fontsize=7.5, weight=weight, color=_INK
             )
             # A name may hold dollar signs, which are no formula.
             said.set_parse_math(False)
@@ -94,3 +105,7 @@ def draw(found: Sequence[Point], form: str) -> bytes:
         # Without a date, so that the same figures give the same file.
         figure.savefig(stream, format=form, dpi=160, metadata={"Date": None} if form == "svg" else {})
     return stream.getvalue()
+
+
+def _height(point: Point) -> float:
+    return min(point.psnr_db, _MOST_DB)

@@ -13,10 +13,10 @@ from accel.methods.layer_choice import Layer
 from accel.methods.precision_calibration import Calibration
 from accel.pipelines.sites import inspect_pipeline
 from bench import gemm_errors, precision_study, quantization
-from bench.clips import Row, key_of
 from bench.gemm_errors import ACTIVATIONS, PRODUCTS, Errors
 from bench.precision_choices import BEST, OWN, RandomRule, TableRule, best, criteria, judge, random_name, replay
 from bench.precision_study import BITS, Study, correlation, share_of
+from bench.tables import described
 from tests.methods.quantized import CASE, enable, last, run
 
 STEPS, BLOCKS, EACH = 8, 4, 2
@@ -108,20 +108,21 @@ def test_the_study_as_text() -> None:
 
 
 def test_the_rows_are_possible_settings_and_known_apart() -> None:
-    rows = quantization.rows(study())
-    assert next(iter(rows.values())) == Row(STEPS)
-    assert len({key_of(STEPS, row, "", 0) for row in rows.values()}) == len(rows)
-    lines: list[dict[str, Any]] = [{"setting": name, "psnr_db": [30.0]} for name in rows]
-    assert "- 5 bits: 30.00 dB, not nearer than all random" in "\n".join(quantization.verdicts(lines))
-    assert quantization.verdicts(lines[:3]) == []
+    settings = quantization.settings(study())
+    assert settings[0].plain and settings[0].steps == STEPS
+    assert len({one.fingerprint for one in settings}) == len({one.name for one in settings}) == len(settings)
+    rows: list[dict[str, Any]] = [{"setting": one.name, "psnr_db": [30.0]} for one in settings]
+    assert "- 5 bits: 30.00 dB, not nearer than all random" in "\n".join(quantization.verdicts(rows))
+    assert quantization.verdicts(rows[:3]) == []
 
 
 def test_a_row_puts_its_rule_in() -> None:
     pipe = CASE.build()
-    row = quantization.rows(study())["mixed, 6 bits by random, seed 1"]
-    assert row.prepare is not None and row.describe()[-1] == {"prepared": "chosen by random, seed 1"}
-    with enable(pipe, row.config) as session:
-        row.prepare(session)
+    settings = {one.name: one for one in quantization.settings(study())}
+    one = settings["mixed, 6 bits by random, seed 1"]
+    assert one.prepared is not None and described(one)[-1] == {"prepared": "chosen by random, seed 1"}
+    with enable(pipe, one.config) as session:
+        one.prepared.do(session)
         run(pipe)
     report = last(session)
     assert report["average_bits"] == 6.0 and report["calls_by_step"]["nvfp4"][0] > 0, "drawn for the first step too"

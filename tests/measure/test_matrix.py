@@ -145,6 +145,16 @@ def test_what_a_setting_raises_stands_in_its_row_and_what_the_baseline_raises_en
         run(MadeUp(pipe, spoil=fails).work, opened(tmp_path / "c"))
 
 
+def test_a_rival_that_is_not_installed_says_so_in_its_row(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    settings = (PLAIN, Setting("other", rival="torchao-int8"))
+    store = opened(tmp_path / "b")
+    run(MadeUp(pipe).work, store, settings)
+    other = lines(store, settings)[1]
+    assert other["errors"] == ['AccelError: torchao is not installed: pip install "dit-accel[rivals]"']
+    assert other["runs"] == 0 and other["speed_up"] is None and other["library"] is None
+
+
 def test_a_baseline_that_gives_other_bits_the_second_time_is_red_for_all(pipe, tmp_path):
     rounds = []
 

@@ -1,4 +1,4 @@
-"""Rival caches on a tiny Wan: they act, their cost is counted, and the pipeline is the plain one afterwards."""
+"""Rivals on a tiny Wan: they act, their cost is counted, and the pipeline is the plain one afterwards."""
 
 import copy
 
@@ -26,7 +26,10 @@ HIGH = {
     "taylorseer": ({"cache_interval": 2, "disable_cache_before_step": 2}, 2 * 5 * BLOCKS),
     "seacache": ({"threshold": 1e9}, 2 * 4 * BLOCKS),
     "dbcache": ({"residual_diff_threshold": 1e9, "max_warmup_steps": 3}, 2 * (3 * BLOCKS + STEPS - 3)),
+    "torchao-int8": ({}, CALLS),
+    "flex": ({}, CALLS),
 }
+HOLD_NOTHING = ("torchao-int8", "flex")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,14 @@ def settings_of(name, pipe):
 
 def attributes(pipe):
     modules = pipe.transformer.modules()
-    own = [(module, {k: list(v) if isinstance(v, dict) else v for k, v in vars(module).items()}) for module in modules]
-    return own, sorted(vars(pipe)), dict(vars(type(pipe)))
+    own = [(module, {k: copied(v) for k, v in vars(module).items()}) for module in modules]
+    processors = [dict(vars(block.attn1.processor)) for block in pipe.transformer.blocks]
+    return own, processors, sorted(vars(pipe)), dict(vars(type(pipe)))
+
+
+def copied(value):
+    """Parameters by what they are, since those of a dictionary have no order by themselves."""
+    return [(key, id(one)) for key, one in value.items()] if isinstance(value, dict) else value
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -66,8 +75,9 @@ def test_a_rival_acts_and_goes_without_a_trace(name, pipe, plain):
         assert torch.equal(CASE.run(pipe), latents)
     assert acted == HIGH[name][1]
     assert torch.isfinite(latents).all() and not torch.equal(latents, plain)
+    assert found.library.split()[0] in ("diffusers", "cache-dit", "torchao", "torch")
     tokens = CASE.tokens * pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim * 4
-    assert found.held_bytes >= 2 * tokens
+    assert found.held_bytes == 0 if name in HOLD_NOTHING else found.held_bytes >= 2 * tokens
     assert found.left_behind
     assert attributes(pipe) == before
     assert torch.equal(CASE.run(pipe), plain)
@@ -125,10 +135,55 @@ def test_what_is_not_measured_is_refused(pipe, plain, name, line):
         pass
 
 
-def test_a_rival_that_is_not_installed_is_named(monkeypatch):
+@pytest.mark.parametrize("name", ["dbcache", "torchao-int8"])
+def test_a_rival_that_is_not_installed_is_named(monkeypatch, pipe, plain, name):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "dit-accel[rivals]" in missing("dbcache")
     assert missing("first-block") is None
+    with pytest.raises(AccelError, match=r"is not installed: pip install \"dit-accel\[rivals\]\""), rival(pipe, name):
+        pass
+
+
+def test_flex_attention_is_near_the_plain_attention_and_of_this_pipeline_alone(pipe, plain):
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    before = Registry.get_active_backend()
+    with rival(pipe, "flex"):
+        assert Registry.get_active_backend() == before
+        latents = CASE.run(pipe)
+    assert torch.allclose(latents, plain, atol=1e-4) and not torch.equal(latents, plain)
+    with pytest.raises(AccelError, match="no setting 'block'"), rival(pipe, "flex", block=64):
+        pass
+
+
+def test_flex_attention_is_refused_where_no_attention_takes_a_backend():
+    other = TINY["cogvideox"].build()
+    with pytest.raises(AccelError, match="FlexAttention cannot go on this model"), rival(other, "flex"):
+        pass
+
+
+def test_torchao_multiplies_in_int8(pipe, plain):
+    if (reason := missing("torchao-int8")) is not None:
+        pytest.skip(reason)
+    linear = pipe.transformer.blocks[0].attn1.to_q
+    weight = linear.weight
+    with rival(pipe, "torchao-int8") as found:
+        assert type(linear.weight).__name__ == "Int8Tensor"
+        latents = CASE.run(pipe)
+    assert linear.weight is weight and found.left_behind == ["_parameters", "extra_repr"]
+    assert 0 < (latents - plain).square().mean().sqrt() < 0.2 * plain.std()
+
+
+def test_what_fails_while_it_goes_on_leaves_nothing(pipe, plain, monkeypatch):
+    before = attributes(pipe)
+
+    def fails(pipe, *_):
+        pipe.transformer.blocks[0].mark = pipe.transformer.blocks[0].attn1.processor.mark = 1
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr("accel.measure.rivals._diffusers", fails)
+    with pytest.raises(RuntimeError, match="half way"), rival(pipe, "first-block"):
+        pass
+    assert attributes(pipe) == before
 
 
 def test_a_snapshot_names_and_undoes_what_was_changed(pipe, plain):

@@ -41,6 +41,17 @@ def test_the_front_holds_what_none_other_beats_in_both():
     assert [point.name for point in front.front(found)] == ["a", "b"]
 
 
+def test_what_is_no_faster_than_the_baseline_is_no_front():
+    found = front.points([*LINES, line("slow", 0.9, 50.0, config={}), line("even", 1.0, 60.0, rival="flex")])
+    assert [point.name for point in front.front(found)] == ["a", "b"]
+
+
+def test_the_plot_names_those_that_are_asked_for_and_says_what_lies_above_it():
+    found = front.points([*LINES, line("flex", 0.5, 129.0, rival="flex")])
+    svg = front.draw(found, "svg", {"a", "flex"})
+    assert b">a<" in svg and b">b<" not in svg and b">flex (129 dB)<" in svg
+
+
 def test_the_plot_is_the_same_for_the_same_figures():
     found = front.points(LINES)
     svg = front.draw(found, "svg")

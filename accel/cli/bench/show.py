@@ -36,8 +36,9 @@ def remarks(lines: Sequence[Line]) -> list[str]:
         found += [f"{name}: failed: {error}" for error in line["errors"]]
         found += [f"{name}: no speed-up is said: {reason}" for reason in line["unsaid"] if line["runs"]]
         found += [f"{name}: warning: {text}" for text in line["warnings"]]
-        if line["left_behind"]:
-            found.append(f"{name}: its own undo left {', '.join(line['left_behind'])}, which was put back")
+        if line["library"] is not None:
+            left = f"; its own undo left {', '.join(line['left_behind'])}, put back" if line["left_behind"] else ""
+            found.append(f"{name}: of {line['library']}{left}")
         other = rival_of_fewer_steps(lines, line)
         if other is not None and not line["unsaid"]:
             found += _against_fewer_steps(line, other)

@@ -13,7 +13,7 @@ import yaml
 from accel.cli import methods
 from accel.cli.methods import MethodOptions
 from accel.errors import AccelError
-from accel.measure.rivals import RIVALS, missing
+from accel.measure.rivals import RIVALS
 from accel.measure.trial import Setting
 from accel.presets import PRESETS
 
@@ -42,8 +42,8 @@ def fewer_steps(steps: int) -> list[Setting]:
 def read(text: str, beside: Path | None) -> Setting:
     """One setting: `plain`, a preset's name, or words such as `cache=tdc cache.threshold=0.1 steps=20`.
 
-    `NAME: words` gives it a name of its own. `rival=NAME` is a cache of another library, and the words beside it are
-    that one's settings. `beside` is the model's folder.
+    `NAME: words` gives it a name of its own. `rival=NAME` is what another library has, and the words beside it are that
+    one's settings; whether that library is here is said in its row. `beside` is the model's folder.
 
     Raises:
         AccelError: what cannot be read, an unknown name, an impossible setting.
@@ -165,9 +165,6 @@ def _rival(label: str, known: dict[str, list[str]], others: list[str], steps: in
         from accel.methods.base import nearest
 
         raise AccelError(f"no rival {name!r}{nearest(name, RIVALS)}")
-    reason = missing(name)
-    if reason is not None:
-        raise AccelError(reason)
     return Setting(label, steps=steps, rival=name, rival_settings=dict(methods.settings(others)))
 
 
