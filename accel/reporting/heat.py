@@ -41,6 +41,35 @@ def heats(summary: Mapping[str, Any]) -> list[Heat]:
     return found
 
 
+@dataclass(frozen=True)
+class Density:
+    """The share of key blocks that a method's attention attended exactly, `values[block][step]`.
+
+    1 where it was dense, None where it was not called because the block was not computed. Of a block with several
+    attentions it is the mean of those that were sparse.
+    """
+
+    method: str
+    denoiser: str
+    branch: str
+    values: list[list[float | None]]
+
+
+def densities(run: Mapping[str, Any]) -> list[Density]:
+    """Those of one run of a summary; none where no attention was sparse."""
+    found = []
+    for method, measured in run.get("density", {}).items():
+        for denoiser, branches in run["blocks"][method].items():
+            for branch, said in branches.items():
+                table: list[list[float | None]] = [[1.0 if word else None for word in row] for row in _cells(said)]
+                for block, line in enumerate(measured.get(denoiser, {}).get(branch, ())):
+                    for step, number in enumerate(line.split()):
+                        if number != "-":
+                            table[block][step] = float(number)
+                found.append(Density(method, denoiser, branch, table))
+    return found
+
+
 def _cells(said: Mapping[str, list[str]]) -> list[list[str]]:
     marks = [
         (block, step, word)

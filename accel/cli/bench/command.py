@@ -46,6 +46,7 @@ class Wanted:
     retry: bool
     command: str
     form: Format
+    heat: bool = False
     kind: str = "bench"
 
 
@@ -101,6 +102,15 @@ def bench(
         Path | None,
         option(_MUCH, "Folder with a CLIP as transformers saves it, for the CLIP score.", metavar="FOLDER"),
     ] = None,
+    heat: Annotated[
+        bool,
+        option(
+            _MUCH,
+            "Measure error and time of each block at each step too, for the report; it takes about three more runs of "
+            "each setting of Accel, and the blocks' weights twice in memory.",
+            "--heat",
+        ),
+    ] = False,
     negative_prompt: Annotated[str | None, option(_HOW, "What not to show.", metavar="TEXT")] = None,
     num_inference_steps: Annotated[
         int | None, option(_HOW, "Denoising steps.", "--num-inference-steps", "--steps", **WHOLE)
@@ -207,6 +217,7 @@ def bench(
         retry=retry,
         command=f"accel {shlex.join(sys.argv[1:])}",
         form=form,
+        heat=heat,
     )
     quiet_libraries(bars=form is Format.HUMAN and sys.stderr.isatty() and model != "demo")
     from accel.cli.bench.run import carry_out
