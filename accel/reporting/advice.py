@@ -48,7 +48,7 @@ class Advice:
         for heat in self._heats:
             config = registered()[heat.method].config
             if (heat.denoiser, heat.branch) == (denoiser, branch) and method in (None, heat.method):
-                found += [(config, word) for word in _words(heat, config, block, step)]
+                found += [(config, word) for word in _words(heat, block, step)]
         return found
 
     def _add(self, found: dict[str, list[str]], config: type[MethodConfig], name: str, *, toward: bool) -> None:
@@ -68,9 +68,9 @@ def _sparing(config: type[MethodConfig]) -> set[str]:
     return {name for name, toward in config.toward_plain.items() if toward != "extend"} - deciding
 
 
-def _words(heat: Heat, config: type[MethodConfig], block: int, step: int) -> list[str]:
+def _words(heat: Heat, block: int, step: int) -> list[str]:
     # The rows of a quantization are linears, of which the summary does not say in which block they are.
-    rows = heat.cells if config.keyword == "quantize" else heat.cells[block : block + 1]
+    rows = heat.cells if heat.of_layers else heat.cells[block : block + 1]
     return list(dict.fromkeys(word for row in rows if row[step] for word in row[step].split(" and ")))
 
 

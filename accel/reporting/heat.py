@@ -21,6 +21,8 @@ class Heat:
     branch: str
     cells: list[list[str]]
     levers: dict[str, str]
+    # Whether the rows are the linear layers of the denoiser instead of its blocks.
+    of_layers: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -37,7 +39,7 @@ def heats(summary: Mapping[str, Any]) -> list[Heat]:
         levers = _levers(method, summary["settings"].get(method, {}))
         for denoiser, branches in denoisers.items():
             for branch, said in branches.items():
-                found.append(Heat(method, denoiser, branch, _cells(said), levers))
+                found.append(Heat(method, denoiser, branch, _cells(said), levers, _of_layers(method)))
     return found
 
 
@@ -92,6 +94,11 @@ def _places(text: str) -> list[int]:
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return found
+
+
+def _of_layers(method: str) -> bool:
+    known = registered().get(method)
+    return known is not None and known.config.keyword == "quantize"
 
 
 def _levers(method: str, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -13,8 +13,6 @@ from accel.reporting.heat import densities
 Measure = Literal["density", "error", "seconds"]
 Table = Sequence[Sequence[float | None]]
 
-MEASURES: tuple[Measure, ...] = ("density", "error", "seconds")
-
 
 @dataclass(frozen=True)
 class Values:
@@ -58,6 +56,15 @@ def values_of(summary: Mapping[str, Any], measured: Mapping[str, Any] | None) ->
         if one["seconds"] is not None:
             found.append(_values("seconds", *place, one["seconds"], partial(_of_seconds, advice)))
     return found
+
+
+def unmeasured(summary: Mapping[str, Any], measured: Mapping[str, Any] | None) -> list[str]:
+    """Which measures are missing from `values_of` and why, in sentences."""
+    if not summary["runs"]:
+        return []
+    if measured is None:
+        return ["Error and time of single blocks were not measured; accel bench --heat measures them."]
+    return [f"No {name}: {why}." for name, why in measured["unmeasured"].items()]
 
 
 def _values(measure: Measure, denoiser: str, branch: str, table: Table, says: Callable[[Spot, float], str]) -> Values:
