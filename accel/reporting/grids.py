@@ -78,15 +78,18 @@ def of_values(values: Values) -> Grid:
     """A measure; darker is more, and a cell of another colour than the scale's has none."""
     known = [value for row in values.values for value in row if value is not None]
     place, ends = _scale(values.measure, known)
-    cells, said = [], {}
-    for block, row in enumerate(values.values):
-        for step, value in enumerate(row):
-            if value is not None:
-                advice = values.advice[block][step]
-                said[block, step] = f"block {block}, step {step + 1}: {_shown(values.measure, value)}" + (
-                    f". {advice}" if advice else ""
-                )
-                cells.append(Cell(block, step, _colour(place(value)), said[block, step]))
+
+    def said(blocks: Sequence[int], step: int) -> str:
+        value, advice = values.values[blocks[0]][step], values.advice[blocks[0]][step]
+        assert value is not None
+        return f"{_these(blocks)}, step {step + 1}: {_shown(values.measure, value)}{advice and f'. {advice}'}"
+
+    cells = [
+        Cell(block, step, _colour(place(value)), said([block], step))
+        for block, row in enumerate(values.values)
+        for step, value in enumerate(row)
+        if value is not None
+    ]
     stops = ", ".join(_colour(index / 4) for index in range(5))
     return Grid(
         _TITLES[values.measure],
@@ -96,7 +99,7 @@ def of_values(values: Values) -> Grid:
         cells,
         [Key(f"linear-gradient(to right, {stops})", f"{ends}: {_UNITS[values.measure]}", wide=True)],
         _HOT[values.measure],
-        [said[place] for place in values.hottest(_MOST)],
+        [said(*one) for one in values.hottest(_MOST)],
     )
 
 
@@ -117,6 +120,13 @@ def _scale(measure: Measure, known: Sequence[float]) -> tuple[Callable[[float], 
         return 0.0 if value <= 0 else 0.2 + 0.8 * max(0.0, math.log(value / least) / span if least < most else 1.0)
 
     return place, f"0, then {least:.2g} to {most:.2g} by powers"
+
+
+def _these(blocks: Sequence[int]) -> str:
+    if len(blocks) == 1:
+        return f"block {blocks[0]}"
+    whole = len(blocks) == blocks[-1] - blocks[0] + 1
+    return f"blocks {blocks[0]} to {blocks[-1]}" if whole else f"blocks {', '.join(map(str, blocks))}"
 
 
 def _shown(measure: Measure, value: float) -> str:

@@ -27,12 +27,19 @@ class Values:
     values: Table
     advice: Sequence[Sequence[str]]
 
-    def hottest(self, most: int) -> list[tuple[int, int]]:
-        """Block and step of what one looks at first: the largest errors and times, the smallest densities."""
+    def hottest(self, most: int) -> list[tuple[list[int], int]]:
+        """Blocks and step of what one looks at first: the largest errors and times, the smallest densities.
+
+        Blocks with the same value in a step, as those that are skipped together, are one.
+        """
+        blocks: dict[tuple[float, int], list[int]] = {}
+        for block, row in enumerate(self.values):
+            for step, value in enumerate(row):
+                if value is not None and (value < 1 if self.measure == "density" else value > 0):
+                    blocks.setdefault((value, step), []).append(block)
         sign = 1 if self.measure == "density" else -1
-        cells = [(value, b, s) for b, row in enumerate(self.values) for s, value in enumerate(row) if value is not None]
-        hot = [one for one in cells if (one[0] < 1 if self.measure == "density" else one[0] > 0)]
-        return [(block, step) for _, block, step in sorted(hot, key=lambda one: (sign * one[0], one[1:]))[:most]]
+        found = sorted(blocks.items(), key=lambda item: (sign * item[0][0], item[0][1]))
+        return [(those, step) for (_, step), those in found[:most]]
 
 
 def values_of(summary: Mapping[str, Any], measured: Mapping[str, Any] | None) -> list[Values]:
