@@ -25,7 +25,7 @@ SETTINGS = (
 def done(tmp_path_factory):
     """The folder of a finished benchmark."""
     folder = tmp_path_factory.mktemp("bench") / "results"
-    assert main(["bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", str(folder)]) == 0
+    assert main(["bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "--heat", "-o", str(folder)]) == 0
     return folder
 
 
@@ -54,6 +54,14 @@ def test_json_has_the_documented_figures(accel, done):
     assert front["block_calls"] < 1 and front["quality"]["psnr_db"]["least"] > 12
     assert front["speed_up"]["pairs"] == 3 and front["held_bytes"] > 0
     assert bad["runs"] == 0 and bad["speed_up"] is None and bad["errors"]
+    (kept,) = (done / "heat").iterdir()
+    heat = data["heat"]["front"]
+    assert list(data["heat"]) == ["front"] and json.loads(kept.read_text()) == heat
+    assert (heat["kind"], heat["schema"], heat["setting"], heat["prompt"], heat["steps"]) == (
+        "accel heat", 1, "front", PROMPT, 4,
+    )  # fmt: skip
+    errors = [value for one in heat["maps"] for row in one["error"] for value in row]
+    assert min(errors) == 0 and 0 < max(errors) < 2 and "error" not in heat["unmeasured"]
 
 
 def test_failed_runs_are_tried_again_when_asked(accel, done):
