@@ -17,9 +17,8 @@ def measure_heat(work: Work, settings: Sequence[Setting], place: Place, store: S
     for setting in settings:
         if setting.rival is not None or setting.plain or store.heat(setting) is not None:
             continue
-        call = partial(work.call, work.arguments(place, setting.steps))
         try:
-            found = measured_heat(work.pipe, setting.config, call)
+            found = measured_heat(work.pipe, setting.config, partial(_call, work, setting, place))
         except Exception as error:
             # The figures of the table stand without it.
             say(f"heat map of {setting.name}: none ({type(error).__name__}: {' '.join(str(error).split())})", form)
@@ -27,3 +26,8 @@ def measure_heat(work: Work, settings: Sequence[Setting], place: Place, store: S
         store.keep_heat(setting, {**found, "setting": setting.name, "prompt": place.prompt, "seed": place.seed})
         missing = "".join(f"; no {name}: {why}" for name, why in found["unmeasured"].items())
         say(f"heat map of {setting.name}: measured{missing}", form)
+
+
+def _call(work: Work, setting: Setting, place: Place) -> None:
+    # New arguments for every call: a generator goes on where the last one left it.
+    work.call(work.arguments(place, setting.steps))
