@@ -76,7 +76,7 @@ def test_both_runs_of_a_heat_map_begin_with_the_same_noise(monkeypatch, tmp_path
         run(), run()
         return {"unmeasured": {}, "maps": []}
 
-    monkeypatch.setattr("accel.cli.bench.heat_run.measured_heat", measured)
+    monkeypatch.setitem(measure_heat.__globals__, "measured_heat", measured)
     work = Work(
         None,
         4,
