@@ -19,7 +19,7 @@ from accel.measure.trial import Setting
 CELLS_FILE, HEADER_FILE = "cells.jsonl", "bench.json"
 # Of the lock that a process holds on the folder while it measures; there before anything else is.
 _LOCKS = ".accel."
-_REFERENCES, _CLIPS = "references", "clips"
+_REFERENCES, _CLIPS, _HEAT = "references", "clips", "heat"
 SCHEMA = 1
 KIND = "accel bench"
 
@@ -48,7 +48,8 @@ class Store:
     """A folder of cells of one model, machine and state of the code, which `identity` tells.
 
     `bench.json` holds the identity and what was asked for last, `cells.jsonl` a line for each cell, `references` the
-    frames of the plain runs that others are compared with (float32), `clips` those to be looked at (8 bits).
+    frames of the plain runs that others are compared with (float32), `clips` those to be looked at (8 bits), `heat` the
+    heat maps of settings.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,7 +93,7 @@ class Store:
     def clear(folder: Path) -> None:
         """Takes away what a benchmark has written there, and nothing else."""
         (folder / CELLS_FILE).unlink(missing_ok=True)
-        for name in (_REFERENCES, _CLIPS):
+        for name in (_REFERENCES, _CLIPS, _HEAT):
             shutil.rmtree(folder / name, ignore_errors=True)
         # The last, so that a folder of half of them is still known for a benchmark's.
         (folder / HEADER_FILE).unlink(missing_ok=True)
@@ -165,6 +166,20 @@ class Store:
             return None
         with np.load(path) as data:
             return data["pixels"]
+
+    def keep_heat(self, setting: Setting, data: dict[str, Any]) -> None:
+        """Keeps the heat map of a setting."""
+        path = self._heat(setting)
+        path.parent.mkdir(exist_ok=True)
+        _replace(path, (json.dumps(data) + "\n").encode())
+
+    def heat(self, setting: Setting) -> dict[str, Any] | None:
+        """The heat map that :meth:`keep_heat` kept."""
+        path = self._heat(setting)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def _heat(self, setting: Setting) -> Path:
+        return self.folder / _HEAT / f"{setting.fingerprint}.json"
 
     def _reference(self, setting: Setting, place: Place) -> Path:
         return self.folder / _REFERENCES / f"{setting.fingerprint}_{_digest(place)}.npy"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from accel.measure.wrapped import wrapped
 from accel.pipelines.sites import Denoiser, inspect_pipeline, token_grid
+from accel.runtime.device_clock import mark, seconds_between
 
 TEXT, DENOISER, VAE = "text_encoder", "denoiser", "vae"
 
@@ -41,16 +41,12 @@ class Parts:
 
     def seconds(self) -> dict[str, float]:
         """Seconds by part, on the device where that is a GPU; call it when the run is over."""
-        return {part: sum(_elapsed(*span) for span in spans) for part, spans in self._spans.items()}
+        return {part: sum(seconds_between(*span) for span in spans) for part, spans in self._spans.items()}
 
     def _now(self) -> Any:
-        if self._device.type != "cuda":
-            if self._device.type != "cpu":
-                torch.accelerator.synchronize(self._device)
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        if self._device.type not in ("cpu", "cuda"):
+            torch.accelerator.synchronize(self._device)
+        return mark(self._device)
 
 
 @contextmanager
@@ -94,10 +90,3 @@ def watched_parts(pipe: Any) -> Iterator[Parts]:
                     if hasattr(component, method):
                         stack.enter_context(wrapped(component, method, called(VAE)))
         yield parts
-
-
-def _elapsed(start: Any, end: Any) -> float:
-    if isinstance(start, float):
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000

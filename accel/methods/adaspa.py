@@ -14,7 +14,7 @@ from torch import Tensor
 
 from accel.errors import AccelError
 from accel.kernels.selection import head_budgets, head_recalls, kept_number, top_blocks
-from accel.methods.base import Context, Keyword, MethodConfig, register
+from accel.methods.base import Context, Keyword, MethodConfig, Toward, register
 from accel.methods.block_search import BlockSearch
 from accel.methods.needs import Brings, Slot
 from accel.methods.sparse_attention import (
@@ -56,9 +56,11 @@ class AdaSpaConfig(MethodConfig):
     keyword: ClassVar[Keyword] = "attention"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
         "dense": ("search_steps",),
-        "sparse": ("density",),
+        "sparse": ("density", "search_steps"),
         "searched": ("search_steps",),
     }
+    approximate: ClassVar[frozenset[str]] = frozenset({"sparse"})
+    toward_plain: ClassVar[dict[str, Toward]] = {"density": "raise"}
     brings: ClassVar[tuple[Brings, ...]] = (BRINGS_A_TAIL, BRINGS_AN_ORDER)
 
     density: Density = 0.2

@@ -22,6 +22,7 @@ from accel.runtime.hooks import HookSet
 from accel.runtime.recorder import Recorder, RunRecord
 
 Keyword = Literal["attention", "cache", "quantize"]
+Toward = Literal["raise", "lower", "extend"]
 
 
 class MethodConfig(BaseModel):
@@ -36,6 +37,10 @@ class MethodConfig(BaseModel):
     alone: ClassVar[frozenset[str]] = frozenset()
     # Of what the recorder is told of a call (`computed`, `sparse`, ...), the settings that would change it.
     levers: ClassVar[dict[str, tuple[str, ...]]] = {}
+    # Of those words, the ones that stand for something other than what the plain pipeline computes.
+    approximate: ClassVar[frozenset[str]] = frozenset()
+    # Of those settings, what brings a call nearer to the plain pipeline's; the opposite makes it cheaper.
+    toward_plain: ClassVar[dict[str, Toward]] = {}
     # What its settings bring along that rules speak of.
     brings: ClassVar[tuple[Brings, ...]] = ()
 

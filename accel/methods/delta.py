@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
+from accel.methods.base import Context, Keyword, MethodConfig, Toward, register, steps_in
 from accel.methods.block_cache import BlockCache
 from accel.methods.block_deltas import Plan, Streams
 from accel.pipelines.sites import Denoiser
@@ -39,7 +39,14 @@ class DeltaCacheConfig(MethodConfig):
     keyword: ClassVar[Keyword] = "cache"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
         "computed": ("interval", "cached_blocks", "dense_steps", "dense_final_steps"),
-        "reused": ("interval", "cached_blocks", "boundary"),
+        "reused": ("interval", "cached_blocks", "boundary", "dense_steps", "dense_final_steps"),
+    }
+    approximate: ClassVar[frozenset[str]] = frozenset({"reused"})
+    toward_plain: ClassVar[dict[str, Toward]] = {
+        "interval": "lower",
+        "cached_blocks": "lower",
+        "dense_steps": "raise",
+        "dense_final_steps": "raise",
     }
 
     interval: Annotated[int, Field(ge=1)] = 2

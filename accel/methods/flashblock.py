@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.methods.base import Context, Keyword, MethodConfig, register
+from accel.methods.base import Context, Keyword, MethodConfig, Toward, register
 from accel.methods.flashblock_calibration import Measurements
 from accel.methods.flashblock_chunks import ChunkFlashBlock
 from accel.methods.flashblock_form import FlashBlockForm
@@ -71,6 +71,16 @@ class FlashBlockConfig(MethodConfig):
         "refreshed": ("interval", "calibration", "similarity", "lse_drift"),
         "reused": ("interval", "calibration", "similarity", "lse_drift"),
         "dense": ("dense_steps",),
+        # Where it chooses the blocks itself.
+        "sparse": ("density", "dense_steps"),
+    }
+    approximate: ClassVar[frozenset[str]] = frozenset({"reused", "sparse"})
+    toward_plain: ClassVar[dict[str, Toward]] = {
+        "interval": "lower",
+        "similarity": "raise",
+        "lse_drift": "lower",
+        "density": "raise",
+        "dense_steps": "raise",
     }
     alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
     brings: ClassVar[tuple[Brings, ...]] = (

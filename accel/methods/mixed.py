@@ -24,7 +24,7 @@ from accel.errors import AccelError
 from accel.kernels.delta import compute_delta
 from accel.kernels.quantized_linear import Activation
 from accel.methods.arriving import Arriving, summed
-from accel.methods.base import Context, register
+from accel.methods.base import Context, Toward, register
 from accel.methods.fingerprint import fingerprint
 from accel.methods.layer_choice import Layer
 from accel.methods.precision_calibration import Calibration, Measurements
@@ -63,9 +63,14 @@ class MixedPrecisionConfig(SparingConfig):
 
     method: ClassVar[str] = "mixed"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "nvfp4": ("target_bits", "threshold", "low"),
-        "int8": ("target_bits", "threshold", "high"),
-        "plain": ("target_bits", "high"),
+        "nvfp4": ("target_bits", "threshold", "low", "modules_to_not_convert"),
+        "int8": ("target_bits", "threshold", "high", "modules_to_not_convert"),
+        "plain": ("target_bits", "high", "modules_to_not_convert"),
+    }
+    toward_plain: ClassVar[dict[str, Toward]] = {
+        **SparingConfig.toward_plain,
+        "target_bits": "raise",
+        "threshold": "lower",
     }
 
     low: Literal["nvfp4", "int8"] = "nvfp4"

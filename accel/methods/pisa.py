@@ -18,7 +18,7 @@ from torch import Tensor
 from accel.errors import AccelError
 from accel.kernels.block_statistics import BlockStatistics
 from accel.kernels.selection import threshold_blocks
-from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
+from accel.methods.base import Context, Keyword, MethodConfig, Toward, register, steps_in
 from accel.methods.block_search import BlockSearch
 from accel.methods.needs import Brings, Slot
 from accel.methods.sparse_attention import (
@@ -68,9 +68,11 @@ class PISAConfig(MethodConfig):
     keyword: ClassVar[Keyword] = "attention"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
         "dense": ("dense_steps", "dense_layers"),
-        "sparse": ("density",),
+        "sparse": ("density", "dense_steps", "dense_layers"),
         "searched": ("search_steps",),
     }
+    approximate: ClassVar[frozenset[str]] = frozenset({"sparse"})
+    toward_plain: ClassVar[dict[str, Toward]] = {"density": "raise", "dense_steps": "raise", "dense_layers": "raise"}
     brings: ClassVar[tuple[Brings, ...]] = (BRINGS_A_TAIL, BRINGS_AN_ORDER)
 
     density: Density | None = None

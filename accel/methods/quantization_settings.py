@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from accel.methods.base import Keyword, MethodConfig
+from accel.methods.base import Keyword, MethodConfig, Toward
 from accel.methods.weight_bytes import WeightFormat
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -28,6 +28,10 @@ class QuantizationConfig(MethodConfig):
     """
 
     keyword: ClassVar[Keyword] = "quantize"
+    # What is said of a linear is the format of its activations; the weights are stored in a smaller one always.
+    approximate: ClassVar[frozenset[str]] = frozenset({"nvfp4", "int8", "plain"})
+    levers: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(sorted(approximate), ("modules_to_not_convert",))
+    toward_plain: ClassVar[dict[str, Toward]] = {"modules_to_not_convert": "extend"}
     # The format of the weights, but for modulation and for layers that are spared.
     weights: ClassVar[WeightFormat] = "nvfp4"
 

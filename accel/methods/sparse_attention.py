@@ -153,7 +153,7 @@ class SparseAttention(Method):
                 out, counts, what = sparse_call.beside_text(reused[0]), reused[1], "sparse"
         record.event(name, what, moment, layer)
         if counts is not None and what == "sparse":
-            record.figure(name, "density", exact_share(sparse_call, counts))
+            record.figure(name, "density", exact_share(sparse_call, counts), moment, layer)
         out = arrangement.restore(out)
         return out if exchange is None else exchange.scatter(out)
 

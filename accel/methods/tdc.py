@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from accel.methods.arriving import Arriving, summed
-from accel.methods.base import Context, Keyword, MethodConfig, register, steps_in
+from accel.methods.base import Context, Keyword, MethodConfig, Toward, register, steps_in
 from accel.methods.block_cache import BlockCache
 from accel.methods.block_deltas import Captured, Plan, Streams
 from accel.methods.drift import Drift, early_weight, rate
@@ -62,7 +62,14 @@ class TemporalDeltaCacheConfig(MethodConfig):
     keyword: ClassVar[Keyword] = "cache"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
         "computed": ("threshold", "max_skips", "dense_steps", "dense_final_steps"),
-        "reused": ("threshold", "max_skips"),
+        "reused": ("threshold", "max_skips", "dense_steps", "dense_final_steps"),
+    }
+    approximate: ClassVar[frozenset[str]] = frozenset({"reused"})
+    toward_plain: ClassVar[dict[str, Toward]] = {
+        "threshold": "lower",
+        "max_skips": "lower",
+        "dense_steps": "raise",
+        "dense_final_steps": "raise",
     }
 
     threshold: Annotated[float, Field(ge=0.0)] = 0.1

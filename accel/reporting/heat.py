@@ -21,6 +21,8 @@ class Heat:
     branch: str
     cells: list[list[str]]
     levers: dict[str, str]
+    # Whether the rows are the linear layers of the denoiser instead of its blocks.
+    of_layers: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -37,7 +39,36 @@ def heats(summary: Mapping[str, Any]) -> list[Heat]:
         levers = _levers(method, summary["settings"].get(method, {}))
         for denoiser, branches in denoisers.items():
             for branch, said in branches.items():
-                found.append(Heat(method, denoiser, branch, _cells(said), levers))
+                found.append(Heat(method, denoiser, branch, _cells(said), levers, _of_layers(method)))
+    return found
+
+
+@dataclass(frozen=True)
+class Density:
+    """The share of key blocks that a method's attention attended exactly, `values[block][step]`.
+
+    1 where it was dense, None where it was not called because the block was not computed. Of a block with several
+    attentions it is the mean of those that were sparse.
+    """
+
+    method: str
+    denoiser: str
+    branch: str
+    values: list[list[float | None]]
+
+
+def densities(run: Mapping[str, Any]) -> list[Density]:
+    """Those of one run of a summary; none where no attention was sparse."""
+    found = []
+    for method, measured in run.get("density", {}).items():
+        for denoiser, branches in run["blocks"][method].items():
+            for branch, said in branches.items():
+                table: list[list[float | None]] = [[1.0 if word else None for word in row] for row in _cells(said)]
+                for block, line in enumerate(measured.get(denoiser, {}).get(branch, ())):
+                    for step, number in enumerate(line.split()):
+                        if number != "-":
+                            table[block][step] = float(number)
+                found.append(Density(method, denoiser, branch, table))
     return found
 
 
@@ -63,6 +94,11 @@ def _places(text: str) -> list[int]:
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return found
+
+
+def _of_layers(method: str) -> bool:
+    known = registered().get(method)
+    return known is not None and known.config.keyword == "quantize"
 
 
 def _levers(method: str, settings: Mapping[str, Any]) -> dict[str, str]:

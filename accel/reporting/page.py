@@ -6,24 +6,28 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from accel.errors import AccelError
+from accel.reporting.grids import Grid, of_values, of_words
 from accel.reporting.heat import Heat
+from accel.reporting.heat_values import Values
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
-# Neighbouring words get colours that differ in light too, so that they are told apart without seeing colour.
-_COLOURS = ("#0b6e4f", "#e8b84b", "#7a9cc6", "#c8553d", "#5d4a66", "#b9c7b0")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One setting: its name, its effective settings as (method, setting, value), and what its methods did where."""
+    """One setting: its name, its effective settings as (method, setting, value), and what its methods did where.
+
+    `values` are the measures of the same run, `unmeasured` says which of them are missing and why.
+    """
 
     name: str
     settings: Sequence[tuple[str, str, str]]
     heats: Sequence[Heat] = ()
     notes: Sequence[str] = ()
+    values: Sequence[Values] = ()
+    unmeasured: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -57,41 +61,17 @@ def render(page: Page) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    grids = {section.name: [_grid(heat) for heat in section.heats] for section in page.sections}
+    grids = {section.name: _by_view(section) for section in page.sections}
     plot = None if page.plot_svg is None else _inline(page.plot_svg)
     return template.render(page=page, grids=grids, plot=plot)
 
 
-def _grid(heat: Heat) -> dict[str, Any]:
-    """A heat map for the template: cells with a colour and what is said of them."""
-    words = heat.words
-    colours = {word: _COLOURS[index % len(_COLOURS)] for index, word in enumerate(words)}
-    levers = {word: _lever(heat, word) for word in words}
-    cells = [
-        {
-            "x": step,
-            "y": block,
-            "fill": colours[word],
-            "said": f"block {block}, step {step + 1}: {word}. {levers[word]}",
-        }
-        for block, row in enumerate(heat.cells)
-        for step, word in enumerate(row)
-        if word
-    ]
-    total = len(cells)
-    shares = {word: sum(row.count(word) for row in heat.cells) / total for word in words}
-    return {
-        "title": f"{heat.method}, {heat.denoiser}, {heat.branch}",
-        "rows": len(heat.cells),
-        "columns": max((len(row) for row in heat.cells), default=0),
-        "cells": cells,
-        "legend": [(word, colours[word], f"{shares[word]:.0%}", levers[word]) for word in words],
-    }
-
-
-def _lever(heat: Heat, word: str) -> str:
-    found = [heat.levers[part] for part in word.split(" and ") if heat.levers.get(part)]
-    return f"What changes it: {'; '.join(dict.fromkeys(found))}" if found else "No setting changes it."
+def _by_view(section: Section) -> dict[str, list[Grid]]:
+    """The maps of a section: what each method did, and the measures."""
+    found: dict[str, list[Grid]] = {}
+    for grid in (*map(of_words, section.heats), *map(of_values, section.values)):
+        found.setdefault(grid.view, []).append(grid)
+    return found
 
 
 def _inline(svg: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from accel.config import AccelConfig
 from accel.methods.base import Method
 from accel.pipelines.sites import PipelineFacts
-from accel.runtime.recorder import Recorder, RunRecord
+from accel.runtime.recorder import ByBlock, Recorder, RunRecord
 
 _SHOWN_RUNS = 4
 
@@ -30,7 +30,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: `pipeline`, `family`, `config` as asked for, `settings` as they held, what was `left_out` of it,
         and per run its size, its seconds, the methods' figures and counts, the blocks that each of them did what with,
-        fallbacks and notes.
+        densities, fallbacks and notes.
         """
         return json.loads(self.to_json())
 
@@ -94,10 +94,27 @@ def _run(record: RunRecord, methods: list[Method]) -> dict[str, Any]:
         "counts": {method.config.method: record.counts(method.config.method) for method in methods},
         # Which blocks, by denoiser, branch and step.
         "blocks": {method.config.method: record.what_ran(method.config.method) for method in methods},
+        # Share of the key blocks that sparse calls attended exactly, likewise: a line for each block, in it the steps.
+        "density": {
+            method.config.method: _in_lines(found)
+            for method in methods
+            if (found := record.figure_by_block(method.config.method, "density"))
+        },
         "fallbacks": [
             {"method": method, "reason": reason, "times": times} for (method, reason), times in record.fallbacks.items()
         ],
         "notes": record.notes,
+    }
+
+
+def _in_lines(tables: ByBlock) -> dict[str, dict[str, list[str]]]:
+    """By denoiser and branch a line for each block, with a number for each step, as in "- - 0.125 0.1328"."""
+    return {
+        denoiser: {
+            branch: [" ".join("-" if value is None else f"{value:.4g}" for value in row) for row in rows]
+            for branch, rows in branches.items()
+        }
+        for denoiser, branches in tables.items()
     }
 
 

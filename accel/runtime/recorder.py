@@ -6,14 +6,20 @@ once, when the record is asked for, so that recording never makes a run wait for
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from accel.runtime.clock import Moment
+from accel.runtime.device_clock import mark, seconds_between
+
+# Denoiser, branch, and (chunk, step): the call of a denoiser within its run.
+When = tuple[str, str, tuple[int, int]]
+# By denoiser and branch, [block][step]: a number, None where there is none.
+ByBlock = dict[str, dict[str, list[list[float | None]]]]
 
 
 @dataclass
@@ -48,6 +54,8 @@ class RunRecord:
     _began: Any = None
     _ended: Any = None
     _figures: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
+    # Of figures that are of a block, in their order: the blocks, call by call.
+    _blocks: dict[tuple[str, str], dict[When, list[int]]] = field(default_factory=dict)
 
     @property
     def planned_steps(self) -> int:
@@ -92,8 +100,8 @@ class RunRecord:
         """By denoiser, guidance branch and what the method said: of which blocks in each step, as in "0, 2-5"."""
         ran: dict[str, dict[str, dict[str, list[str]]]] = {}
         for place, step in enumerate(self._steps):
-            for (by, said, denoiser, branch, when), blocks in self.events.items():
-                if by == method and when == step:
+            for (by, said, denoiser, branch, its_step), blocks in self.events.items():
+                if by == method and its_step == step:
                     branches = ran.setdefault(denoiser, {}).setdefault(branch, {})
                     branches.setdefault(said, [""] * len(self._steps))[place] = _in_words(blocks)
         return ran
@@ -103,10 +111,33 @@ class RunRecord:
         kept = self._figures.get((method, name))
         return torch.cat([values.float().cpu() for values in kept]) if kept else None
 
+    def figure_by_block(self, method: str, name: str) -> ByBlock:
+        """A figure of one value that was kept with its block; the mean where a block had several in a call."""
+        values, blocks = self.figures(method, name), self._blocks.get((method, name))
+        if values is None or blocks is None:
+            return {}
+        numbers = iter(values[:, 0].tolist())
+        return self.by_block((call, block, next(numbers)) for call, those in blocks.items() for block in those)
+
+    def by_block(self, values: Iterable[tuple[When, int, float]]) -> ByBlock:
+        """Numbers, each with its call and block, as tables over all steps of the run; several of one place as mean."""
+        columns = {step: place for place, step in enumerate(self._steps)}
+        cells: dict[tuple[str, str], dict[tuple[int, int], list[float]]] = {}
+        for (denoiser, branch, step), block, value in values:
+            cells.setdefault((denoiser, branch), {}).setdefault((block, columns[step]), []).append(value)
+        tables: ByBlock = {}
+        for (denoiser, branch), found in cells.items():
+            rows = range(1 + max(block for block, _ in found))
+            means = {place: sum(those) / len(those) for place, those in found.items()}
+            tables.setdefault(denoiser, {})[branch] = [
+                [means.get((block, column)) for column in range(len(columns))] for block in rows
+            ]
+        return tables
+
     @property
     def seconds(self) -> float:
         """Seconds of the denoising loop, so far or in all, measured on the device where it is a GPU."""
-        return _elapsed(self._began, self._ended or _now(self._device))
+        return seconds_between(self._began, self._ended or mark(self._device))
 
     @property
     def denoiser_seconds(self) -> float:
@@ -116,7 +147,7 @@ class RunRecord:
 
     def settle(self) -> None:
         """Reads the clocks of the calls so far and lets go of them."""
-        self._settled_seconds += sum(_elapsed(start, end) for start, end in self._calls)
+        self._settled_seconds += sum(seconds_between(start, end) for start, end in self._calls)
         self._calls.clear()
 
 
@@ -137,7 +168,7 @@ class Recorder:
         if self.runs:
             # By now the device is done with it, so that reading its clocks waits for nothing.
             self.runs[-1].settle()
-        self.runs.append(RunRecord(len(self.runs), num_steps, by_calls, _device=device, _began=_now(device)))
+        self.runs.append(RunRecord(len(self.runs), num_steps, by_calls, _device=device, _began=mark(device)))
 
     def end_run(self, *, broken: bool) -> None:
         """Closes the open record; one in which nothing happened is dropped."""
@@ -145,7 +176,7 @@ class Recorder:
         if record is None:
             return
         if record._ended is None or not record.by_calls:
-            record._ended = _now(record._device)
+            record._ended = mark(record._device)
         whole = not broken and record.steps_seen >= record.planned_steps
         record.state = "unseen" if not record.steps_seen else "finished" if whole else "broken off"
         record._figures = {key: _joined(values) for key, values in record._figures.items()}
@@ -164,11 +195,13 @@ class Recorder:
             key = (method, what, moment.denoiser, moment.branch, (moment.chunk, moment.step))
             record.events[key] = record.events.get(key, 0) | 1 << block
 
-    def figure(self, method: str, name: str, value: torch.Tensor) -> None:
-        """Keeps a small vector of the device to be read at the end."""
+    def figure(self, method: str, name: str, value: torch.Tensor, moment: Moment | None = None, block: int = 0) -> None:
+        """Keeps a small vector of the device to be read at the end; with a moment, as that of a block then."""
         record = self.current
         if record is not None:
             record._figures.setdefault((method, name), []).append(value[None])
+            if moment is not None:
+                record._blocks.setdefault((method, name), {}).setdefault(when(moment), []).append(block)
 
     def fact(self, method: str, name: str, value: Any) -> None:
         """Keeps what is so in this run; the last value counts."""
@@ -206,7 +239,7 @@ class Recorder:
             record._steps[moment.chunk, moment.step] = None
             if moment.branch not in record.branches:
                 record.branches.append(moment.branch)
-        now = _now(record._device)
+        now = mark(record._device)
         if record.by_calls and record._ended is None:
             record._began = now
         return now
@@ -215,10 +248,15 @@ class Recorder:
         """Ends the timing of one denoiser call."""
         record = self.current
         if record is not None:
-            now = _now(record._device)
+            now = mark(record._device)
             record._calls.append((started, now))
             if record.by_calls:
                 record._ended = now
+
+
+def when(moment: Moment) -> When:
+    """A moment as records name it."""
+    return moment.denoiser, moment.branch, (moment.chunk, moment.step)
 
 
 def _in_words(blocks: int) -> str:
@@ -232,18 +270,3 @@ def _in_words(blocks: int) -> str:
 def _joined(values: list[torch.Tensor]) -> list[torch.Tensor]:
     # A model that is spread over several devices has figures on each.
     return [torch.cat(values)] if len({value.device for value in values}) == 1 else values
-
-
-def _now(device: torch.device) -> Any:
-    if device.type == "cuda":
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(device))
-        return event
-    return time.perf_counter()
-
-
-def _elapsed(start: Any, end: Any) -> float:
-    if isinstance(start, float):
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000

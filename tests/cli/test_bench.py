@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from accel.cli import main
 from accel.cli.bench import report_run, run, wording
+from accel.cli.bench.heat_run import measure_heat
+from accel.cli.printing import Format
 from accel.errors import AccelError
+from accel.measure.cells import Place, Store
+from accel.measure.matrix import Work
 
 PROMPT = "a red circle moving left on a black background"
 QUICK = ("--size", "quick", "--steps", "4", "--num-frames", "5", "--prompt", PROMPT)
@@ -25,7 +30,7 @@ SETTINGS = (
 def done(tmp_path_factory):
     """The folder of a finished benchmark."""
     folder = tmp_path_factory.mktemp("bench") / "results"
-    assert main(["bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "-o", str(folder)]) == 0
+    assert main(["bench", *QUICK, *SETTINGS, "--repeats", "3", "--no-fewer-steps", "--heat", "-o", str(folder)]) == 0
     return folder
 
 
@@ -54,6 +59,38 @@ def test_json_has_the_documented_figures(accel, done):
     assert front["block_calls"] < 1 and front["quality"]["psnr_db"]["least"] > 12
     assert front["speed_up"]["pairs"] == 3 and front["held_bytes"] > 0
     assert bad["runs"] == 0 and bad["speed_up"] is None and bad["errors"]
+    (kept,) = (done / "heat").iterdir()
+    heat = data["heat"]["front"]
+    assert list(data["heat"]) == ["front"] and json.loads(kept.read_text()) == heat
+    assert (heat["kind"], heat["schema"], heat["setting"], heat["prompt"], heat["steps"]) == (
+        "accel heat", 1, "front", PROMPT, 4,
+    )  # fmt: skip
+    errors = [value for one in heat["maps"] for row in one["error"] for value in row]
+    assert min(errors) == 0 and 0 < max(errors) < 2 and "error" not in heat["unmeasured"]
+
+
+def test_both_runs_of_a_heat_map_begin_with_the_same_noise(monkeypatch, tmp_path):
+    noise = []
+
+    def measured(pipe, config, run):
+        run(), run()
+        return {"unmeasured": {}, "maps": []}
+
+    monkeypatch.setitem(measure_heat.__globals__, "measured_heat", measured)
+    work = Work(
+        None,
+        4,
+        lambda place, steps: {"generator": torch.Generator().manual_seed(place.seed)},
+        lambda given: noise.append(torch.rand(1, generator=given["generator"]).item()),
+        None,
+        None,
+    )
+    settings = [wording.read(text, None) for text in ("plain", "cache=tdc", "rival=magcache")]
+    store = Store(tmp_path)
+    for _ in range(2):
+        measure_heat(work, settings, Place("a dog", 3), store, Format.JSON)
+    assert len(noise) == 2 and noise[0] == noise[1], "only the setting of Accel is measured, and once"
+    assert store.heat(settings[1])["prompt"] == "a dog" and store.heat(settings[0]) is None
 
 
 def test_failed_runs_are_tried_again_when_asked(accel, done):

@@ -8,7 +8,9 @@ import pytest
 from accel.methods.base import registered
 from accel.reporting import front
 from accel.reporting.bounded_film import bounded
+from accel.reporting.grids import of_values
 from accel.reporting.heat import Heat, heats
+from accel.reporting.heat_values import unmeasured, values_of
 from accel.reporting.page import Page, Section, render
 from accel.reporting.side_by_side import film_of_films, sheet_with_differences
 from accel.reporting.video import mp4
@@ -78,7 +80,80 @@ def test_grids_are_what_the_summary_says():
 @pytest.mark.parametrize("name", registered())
 def test_levers_are_settings_of_the_method(name):
     config = registered()[name].config
-    assert {field for fields in config.levers.values() for field in fields} <= set(config.model_fields)
+    named = {field for fields in config.levers.values() for field in fields}
+    assert set(config.toward_plain) <= named <= set(config.model_fields)
+    assert config.approximate and config.approximate <= set(config.levers)
+
+
+# Two blocks in three steps: computed densely, then with a sparse attention in the second block, then skipped.
+SUMMARY = {
+    "settings": {
+        "pisa": {"density": 0.25, "dense_steps": 0.3, "dense_layers": 1, "search_steps": None},
+        "tdc": {"threshold": 0.1, "max_skips": 3, "dense_steps": 0.1, "dense_final_steps": 0.02},
+    },
+    "runs": [
+        {
+            "blocks": {
+                "pisa": {"transformer": {"cond": {"dense": ["0-1", "0", ""], "sparse": ["", "1", ""]}}},
+                "tdc": {"transformer": {"cond": {"computed": ["0-1", "0-1", ""], "reused": ["", "", "0-1"]}}},
+            },
+            "density": {"pisa": {"transformer": {"cond": ["- - -", "- 0.2031 -"]}}},
+        }
+    ],
+}
+MEASURED = {
+    "maps": [
+        {
+            "denoiser": "transformer",
+            "branch": "cond",
+            "density": None,
+            "error": [[0.0, 0.0, 0.5], [0.0, 0.125, 0.5]],
+            "seconds": [[0.03, 0.02, 0.001], [0.03, 0.01, None]],
+        }
+    ],
+    "unmeasured": {},
+}
+KEEP_DENSE = "raise attention.density (0.25), attention.dense_steps (0.3) or attention.dense_layers (1)"
+COMPUTE = (
+    "lower cache.threshold (0.1) or cache.max_skips (3), or raise cache.dense_steps (0.1) or cache.dense_final_steps "
+    "(0.02)"
+)
+
+
+def test_each_value_names_the_settings_that_change_it_and_the_direction():
+    density, error, seconds = values_of(SUMMARY, MEASURED)
+    assert density.values == [[1.0, 1.0, None], [1.0, 0.2031, None]]
+    assert density.advice[1][1] == f"To raise it, {KEEP_DENSE}"
+    assert density.advice[0][0] == "To lower it, lower attention.dense_steps (0.3) or attention.dense_layers (1)"
+    assert error.advice[1] == ["", f"To lower it, {KEEP_DENSE}", f"To lower it, {COMPUTE}"]
+    # A sparse call is shortened by a lower density, or by being skipped; not by what decides that it is sparse.
+    assert seconds.advice[1][1] == (
+        "To shorten it, lower attention.density (0.25), cache.dense_steps (0.1) or cache.dense_final_steps (0.02), or "
+        "raise cache.threshold (0.1) or cache.max_skips (3)"
+    )
+    assert seconds.advice[0][2] == "", "a skipped block takes next to no time, and nothing makes it less"
+    assert error.hottest(2) == [([0, 1], 2), ([1], 1)] and density.hottest(3) == [([1], 1)]
+
+
+def test_what_was_not_measured_is_said():
+    assert [one.measure for one in values_of(SUMMARY, None)] == ["density"]
+    assert "accel bench --heat" in unmeasured(SUMMARY, None)[0]
+    assert unmeasured(SUMMARY, {"maps": [], "unmeasured": {"error": "offloaded"}}) == ["No error: offloaded."]
+    empty = {"settings": {}, "runs": []}
+    assert values_of(empty, None) == [] and unmeasured(empty, None) == []
+
+
+def test_more_is_darker_and_nothing_is_the_lightest():
+    _, error, seconds = (of_values(one) for one in values_of(SUMMARY, MEASURED))
+
+    def light(grid, block, step):
+        (fill,) = (cell.fill for cell in grid.cells if (cell.block, cell.step) == (block, step))
+        return sum(bytes.fromhex(fill[1:]))
+
+    assert light(error, 0, 0) > light(error, 1, 1) > light(error, 1, 2)
+    assert light(seconds, 0, 2) > light(seconds, 1, 1) > light(seconds, 0, 1) > light(seconds, 0, 0)
+    assert len(seconds.cells) == 5 and "0 to 30 ms" in seconds.legend[0].text
+    assert error.hot[0] == f"blocks 0 to 1, step 3: error 0.5. To lower it, {COMPUTE}"
 
 
 def test_a_film_in_a_page_is_bounded_and_says_what_it_lost():
@@ -121,7 +196,10 @@ def test_the_page_is_whole_and_needs_no_network():
         sheet_png=b"\x89PNG",
         film_mp4=b"film",
         shown='"a circle", seed 0',
-        sections=[Section("a & b", [("tdc", "threshold", "0.1")], [grid]), Section("plain", [])],
+        sections=[
+            Section("a & b", [("tdc", "threshold", "0.1")], [grid], [], values_of(SUMMARY, MEASURED), ["No x: y."]),
+            Section("plain", []),
+        ],
     )
     text = render(page)
     reader = _Reader()
@@ -130,6 +208,10 @@ def test_the_page_is_whole_and_needs_no_network():
     assert all(address.startswith(("data:", "#")) for address in reader.addresses)
     assert "&lt;demo&gt;" in text and "a &amp; b" in text and "<demo>" not in text
     assert "block 0, step 2: reused. What changes it: cache.threshold=0.1" in text
+    assert f"block 1, step 2: density 0.203. To raise it, {KEEP_DENSE}" in text and "No x: y." in text
+    assert [
+        text.count(f'<button type="button" data-view="{view}"') for view in ("tdc", "density", "error", "time")
+    ] == ([1] * 4)
 
 
 def test_differences_are_drawn_around_gray_and_films_stand_beside_each_other():

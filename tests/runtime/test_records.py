@@ -60,6 +60,21 @@ def test_blocks_are_named_by_step() -> None:
     assert record.what_ran("tdc") == {}
 
 
+def test_figures_with_a_place_come_back_by_block_and_step() -> None:
+    recorder = Recorder()
+    recorder.start_run(3, CPU)
+    for step, blocks in ((0, []), (1, [2, 0, 0]), (2, [1])):
+        recorder.call_started(moment(step))
+        for number, block in enumerate(blocks):
+            recorder.figure("pisa", "density", torch.tensor([step + number / 4]), moment(step), block)
+    recorder.end_run(broken=False)
+    record = recorder.runs[0]
+    # The block with two attentions in a call has their mean.
+    table = [[None, 1.375, None], [None, None, 2.0], [None, 1.0, None]]
+    assert record.figure_by_block("pisa", "density") == {"transformer": {"cond": table}}
+    assert record.figure_by_block("pisa", "other") == record.figure_by_block("tdc", "density") == {}
+
+
 def test_figures_may_lie_on_several_devices() -> None:
     recorder = Recorder()
     recorder.start_run(1, CPU)

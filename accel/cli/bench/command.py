@@ -46,6 +46,7 @@ class Wanted:
     folder: Path | None = None
     fresh: bool = False
     retry: bool = False
+    heat: bool = False
     kind: str = "bench"
 
     @property
@@ -109,6 +110,15 @@ def bench(
         Path | None,
         option(MUCH, "Folder with a CLIP as transformers saves it, for the CLIP score.", metavar="FOLDER"),
     ] = None,
+    heat: Annotated[
+        bool,
+        option(
+            MUCH,
+            "Measure error and time of each block at each step too, for the report; it takes about three more runs of "
+            "each setting of Accel, and the blocks' weights twice in memory.",
+            "--heat",
+        ),
+    ] = False,
     prompts: Prompts,
     call: Call,
     compile_: Compile = False,
@@ -163,6 +173,7 @@ def bench(
         folder=output and output.expanduser(),
         fresh=fresh,
         retry=retry,
+        heat=heat,
     )
     quiet_libraries(model.name, form)
     from accel.cli.bench.run import carry_out

@@ -17,6 +17,7 @@ from accel.reporting import front
 from accel.reporting.bounded_film import MOST_BYTES, bounded
 from accel.reporting.files import Writer, bytes_writer, check_free, text_writer, write_together
 from accel.reporting.heat import heats
+from accel.reporting.heat_values import unmeasured, values_of
 from accel.reporting.page import Page, Section, render
 from accel.reporting.video import mp4
 
@@ -120,7 +121,10 @@ def _section(results: Results, setting: Setting) -> Section:
         *run["notes"],
         *(f"{one['method']} fell back {one['times']} times: {one['reason']}" for one in run["fallbacks"]),
     ]
-    return Section(setting.name, settings, heats(summary), notes)
+    measured = results.store.heat(setting)
+    return Section(
+        setting.name, settings, heats(summary), notes, values_of(summary, measured), unmeasured(summary, measured)
+    )
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from accel.cli import call, recorded
 from accel.cli.bench import show, wording
 from accel.cli.bench.command import Wanted
+from accel.cli.bench.heat_run import measure_heat
 from accel.cli.bench.results import Results, places_of
 from accel.cli.durations import count, duration
 from accel.cli.exits import RunFailed, note
@@ -104,6 +105,8 @@ def measured(wanted: Wanted) -> Results:
         if wanted.retry:
             store.drop([cell for cell in store if cell.error is not None])
         _measure(wanted, plan, ready, judged_by, store)
+        if wanted.heat:
+            measure_heat(_work(ready, judged_by), plan.settings, plan.places[0], store, wanted.form)
         return Results.read(where)
 
 
@@ -280,6 +283,7 @@ def _report(results: Results, form: Format) -> None:
                 "identity": results.identity,
                 "plan": results.plan,
                 "lines": lines,
+                "heat": {one.name: heat for one in results.settings if (heat := results.store.heat(one)) is not None},
             }
         )
         return
