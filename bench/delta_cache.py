@@ -14,19 +14,24 @@ from typing import Any
 from accel.config import AccelConfig
 from accel.measure.trial import Setting
 from accel.methods.delta import DeltaCacheConfig, DeltaSchedule
-from accel.presets import PRESETS, preset
 from bench.comparison import distinct, main, setting
 from bench.tables import Figure
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    f"interval {interval}, {share:g} of the blocks": {
+        "cache": {"method": "delta", "interval": interval, "cached_blocks": share, "dense_steps": dense}
+    }
+    for interval, share, dense in ((2, 0.5, 0.2), (2, 0.75, 0.1), (3, 0.75, 0.1))
+}
 PUBLISHED = {"cache": {"method": "delta", "interval": 2, "cached_blocks": 0.75, "boundary": 0.4, "dense_steps": 0.0}}
 
 
 def settings(pipe: Any, steps: int) -> list[Setting]:
     """The plain pipeline, each setting, and behind each the plain steps that make at least as many block calls."""
     found = [setting(f"plain, {steps} steps", steps)]
-    configs = {name: preset(name) for name in PRESETS} | {"as published": AccelConfig.from_dict(PUBLISHED)}
     blocks = len(pipe.transformer.blocks)
-    for name, config in configs.items():
+    for name, data in (SETTINGS | {"as published": PUBLISHED}).items():
+        config = AccelConfig.from_dict(data)
         found.append(setting(f"delta, {name}", steps, config))
         plans = [DeltaSchedule(_delta(config), blocks, steps).plan(step) for step in range(steps)]
         calls = steps * blocks - sum(len(plan.blocks) for plan in plans if plan.reuse)

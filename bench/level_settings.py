@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from accel.measure.trial import Setting
-from accel.presets import PRESETS
 from bench.comparison import setting
+from bench.delta_cache import SETTINGS as DELTA
 
 BASELINE, FEWER = "plain", "fewer steps"
 # Shares of the steps, beside which every cache must stand.
@@ -37,7 +37,7 @@ def _tdc(threshold: float, skips: int = 3) -> dict[str, Any]:
 # By method, and below it by the rest of the setting's name.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "delta": {
-        **PRESETS,
+        **DELTA,
         "interval 4": {"cache": {"method": "delta", "interval": 4, "cached_blocks": 0.9, "dense_steps": 0.1}},
     },
     "tdc": {

@@ -14,8 +14,8 @@ import math
 from typing import Any
 
 from accel.measure.trial import Setting
-from accel.presets import preset
 from bench.comparison import distinct, main, nearest, setting
+from bench.delta_cache import SETTINGS as DELTA
 from bench.rivals import CACHES, rivals
 from bench.tables import Figure
 
@@ -55,7 +55,7 @@ def settings(pipe: Any, steps: int) -> list[Setting]:
         setting("adaspa", steps, {"attention": ADASPA}),
         setting("adaspa + flashblock", steps, {"attention": ADASPA, "cache": FLASHBLOCK}),
         setting("tdc + flashblock", steps, {"cache": [tdc, FLASHBLOCK]}),
-        setting("delta, balanced", steps, preset("balanced")),
+        *(setting(f"delta, {name}", steps, methods) for name, methods in DELTA.items()),
     ]
     for cost in COSTS:
         fewer = math.ceil(steps / cost)
