@@ -14,6 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accel.methods.rules import Place, standing
+from accel.pipelines.families import families
+from accel.presets import preset
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -39,7 +43,23 @@ def sparse_attention() -> list[str]:
     return _table(found)
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"sparse_attention": sparse_attention}
+def presets() -> list[str]:
+    """What the preset `fast` comes to on every family."""
+    found = [("family", "attention", "its settings", "cache")]
+    for name, family in families().items():
+        config = preset("fast")
+        methods, left_out = standing(config.methods, config.optional, Place(family))
+        settled = {method.method: method.model_dump() for method in methods}
+        pisa, tdc = settled.get("pisa"), settled["tdc"]
+        words = "; ".join(left_out).removeprefix("pisa is left out: ").partition(";")[0]
+        if pisa is not None:
+            parts = ("density", "router", "dense_steps", "dense_layers")
+            words = ", ".join(f"{part}={pisa[part]}" for part in parts)
+        found.append((name, "dense" if pisa is None else "PISA", words, f"tdc at {tdc['threshold']:g}"))
+    return _table(found)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {"sparse_attention": sparse_attention, "presets": presets}
 
 
 def renewed(text: str) -> str:

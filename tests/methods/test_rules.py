@@ -15,9 +15,10 @@ from accel.errors import AccelError
 from accel.methods.base import Method, registered
 from accel.methods.flashblock import FlashBlockConfig
 from accel.methods.needs import Needs
-from accel.methods.rules import Place, checked, pairs, refusal, remarks
+from accel.methods.rules import Place, checked, pairs, refusal, remarks, standing
 from accel.pipelines.facts import AttentionSite
 from accel.pipelines.families import families
+from accel.presets import PRESETS, preset
 from tests.conformance.snapshot import snapshot
 from tests.tiny_pipelines import TINY
 
@@ -50,6 +51,36 @@ def test_settings_that_the_neighbour_decides_are_refused() -> None:
     assert line.startswith("flashblock: density=0.3 is for flashblock alone,") and line.endswith("set density there")
     _, alone = checked(AccelConfig(cache=["tdc", cache]).methods, WAN)
     assert alone.model_dump() == {**cache.model_dump(), "dense_steps": 0.2, "block_size": 64}
+
+
+def test_optional_methods_are_left_out_where_they_cannot_stand_and_others_refused() -> None:
+    sana = Place(families()["sana"])
+    both = AccelConfig(attention="pisa", cache="tdc").methods
+    kept, left_out = standing(both, ["pisa"], sana)
+    assert [config.method for config in kept] == ["tdc"]
+    assert left_out == (f"pisa is left out: {refused(sana, attention='pisa')}",)
+    with pytest.raises(AccelError, match="linear"):
+        standing(both, ["tdc"], sana)
+    # Of two that exclude each other, the one that is not optional stays, and of two optional ones the first.
+    apart = AccelConfig(attention="pisa", cache="flashblock").methods
+    for optional, stays in ((["pisa"], "flashblock"), (["flashblock"], "pisa"), (["flashblock", "pisa"], "pisa")):
+        kept, (remark,) = standing(apart, optional, WAN)
+        assert [config.method for config in kept] == [stays] and "would both stand for" in remark
+    assert standing(both, ["pisa", "tdc"], WAN) == (checked(both, WAN), ())
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_stand_on_every_family(name: str, family: str) -> None:
+    kept, _ = standing(preset(name).methods, preset(name).optional, Place(families()[family]))
+    assert "tdc" in {config.method for config in kept}
+
+
+def test_what_a_preset_leaves_out_is_in_the_summary() -> None:
+    pipe = TINY["sana"].build()
+    with accel.enable(pipe, "fast") as session:
+        (remark,) = session.summary().to_dict()["left_out"]
+    assert remark.startswith("pisa is left out: pisa works on") and f"\n{remark}\n" in str(session.summary())
 
 
 @pytest.mark.parametrize(("size", "takes"), [(8, True), (128, True), (136, False), (20, False), (4, False)])

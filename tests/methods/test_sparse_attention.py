@@ -371,3 +371,21 @@ def test_a_cache_never_touches_the_blocks_that_make_hints() -> None:
         case.run(pipe)
     assert len(calls) == 2 * 8 * 2
     assert last(session)["methods"]["delta"]["block_calls"] == 2 * 8 * len(pipe.transformer.blocks)
+
+
+@pytest.mark.parametrize("setting", [{"attention": "pisa", "dense_steps": 0.0}, {"attention": "adaspa"}])
+def test_fewer_tokens_than_were_asked_for_stay_dense_without_a_warning(setting: dict[str, Any]) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    plain = case.run(pipe)
+    tokens = case.tokens
+    with accel.enable(pipe, **setting, min_tokens=tokens + 1) as session:
+        assert torch.equal(case.run(pipe), plain)
+    (report,) = last(session)["methods"].values()
+    assert report["sparse"] == report["searched"] == 0 < report["attention_calls"]
+    assert last(session)["notes"] == []
+    assert f"attention calls were dense: {tokens:,} tokens, and min_tokens={tokens + 1}" in str(session.summary())
+    with accel.enable(pipe, **setting, min_tokens=tokens) as session:
+        case.run(pipe)
+    (report,) = last(session)["methods"].values()
+    assert report["sparse"] > 0
