@@ -11,7 +11,7 @@ from typing import Any
 
 from accel.measure.trial import Setting
 from bench.comparison import setting
-from bench.delta_cache import SETTINGS as DELTA
+from bench.tdc import DELTA
 
 BASELINE, FEWER = "plain", "fewer steps"
 # Shares of the steps, beside which every cache must stand.

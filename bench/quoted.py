@@ -16,7 +16,7 @@ from typing import Any
 
 from accel.methods.rules import Place, standing
 from accel.pipelines.families import families
-from accel.presets import preset
+from accel.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -43,6 +43,32 @@ def sparse_attention() -> list[str]:
     return _table(found)
 
 
+def caches() -> list[str]:
+    """Every setting of `bench.tdc`, by the steps of the plain clips that it is held against."""
+    columns = ("steps", "setting", "speed", "block calls", "PSNR (least)", "SSIM", "shows its prompt", "motion", "held")
+    found = [columns]
+    steps = 0
+    for row in _read("cpu/tdc.json")["rows"]:
+        if _plain(row):
+            steps = row["steps"]
+        held = f"{row['held_mb']:.1f} MB"
+        found.append((str(steps), *_in_columns(row), f"{row['motion']:.2f}", held))
+    return _table(found)
+
+
+def reuse() -> list[str]:
+    """Of the settings of `bench.tdc` for 24 steps, those at 1.6 times the speed or more, the nearest to plain first."""
+    rows = _read("cpu/tdc.json")["rows"]
+    ends = [at for at, row in enumerate(rows) if _plain(row)][1:]
+    first, *others = rows[: ends[0] if ends else None]
+    fast = [row for row in others if (row["loop_speed_up"] or 0.0) >= 1.6]
+    fast.sort(key=lambda row: -statistics.mean(row["psnr_db"]))
+    return _table(
+        [("setting", "speed", "block calls", "PSNR (least)", "SSIM", "shows its prompt")]
+        + [_in_columns(row) for row in (first, *fast)]
+    )
+
+
 def presets() -> list[str]:
     """What the preset `fast` comes to on every family."""
     found = [("family", "attention", "its settings", "cache")]
@@ -59,7 +85,12 @@ def presets() -> list[str]:
     return _table(found)
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"sparse_attention": sparse_attention, "presets": presets}
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "sparse_attention": sparse_attention,
+    "caches": caches,
+    "reuse": reuse,
+    "presets": presets,
+}
 
 
 def renewed(text: str) -> str:
@@ -81,6 +112,23 @@ def _in_a_cell(row: dict[str, Any]) -> str:
     # Where the clips are no results, no speed-up is said.
     times = "–" if speed is None else f"{speed:.2f}×"
     return f"{decibels:.1f} dB, {similarity:.3f}, {shown:.2f}, {times}"
+
+
+def _plain(row: dict[str, Any]) -> bool:
+    """Whether a row is what those behind it are held against."""
+    return not row["config"] and all(decibels is None for decibels in row["psnr_db"])
+
+
+def _in_columns(row: dict[str, Any]) -> tuple[str, ...]:
+    names = {f"tdc, threshold {config['cache'][0]['threshold']:g}": name for name, config in PRESETS.items()}
+    name = row["setting"]
+    named = f"{name} (`{names[name]}`)" if name in names else name
+    speed = "-" if row["loop_speed_up"] is None else f"{row['loop_speed_up']:.2f}×"
+    shown = f"{row['prompt_accuracy']['all']:.2f}"
+    if _plain(row):
+        return named, speed, f"{row['block_calls']:.0%}", "-", "-", shown
+    decibels = f"{statistics.mean(row['psnr_db']):.1f} ({min(row['psnr_db']):.1f}) dB"
+    return named, speed, f"{row['block_calls']:.0%}", decibels, f"{statistics.mean(row['ssim']):.3f}", shown
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

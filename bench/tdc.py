@@ -15,7 +15,6 @@ from typing import Any
 
 from accel.measure.trial import Setting
 from bench.comparison import distinct, main, nearest, setting
-from bench.delta_cache import SETTINGS as DELTA
 from bench.rivals import CACHES, rivals
 from bench.tables import Figure
 
@@ -29,6 +28,14 @@ PUBLISHED_THRESHOLDS = {24: (0.08, 0.12, 0.2), 50: (0.04, 0.06, 0.1)}
 PISA = {"method": "pisa", "density": 0.5, "dense_steps": 0.25, "dense_layers": 0}
 # Attention that leaves blocks out in some steps and not in others makes their change less steady.
 PISA_THRESHOLDS = {24: (0.2, 0.4), 50: (0.1, 0.2)}
+# Interval, share of the blocks, and steps that are always computed.
+DELTA = {
+    f"interval {interval}, {share:g} of the blocks": {
+        "cache": {"method": "delta", "interval": interval, "cached_blocks": share, "dense_steps": dense}
+    }
+    for interval, share, dense in ((2, 0.5, 0.2), (2, 0.75, 0.1), (3, 0.75, 0.1))
+}
+DELTA_PUBLISHED = {"method": "delta", "interval": 2, "cached_blocks": 0.75, "boundary": 0.4, "dense_steps": 0.0}
 ADASPA = {"method": "adaspa", "density": 0.25}
 FLASHBLOCK = {"method": "flashblock"}
 NOTES = (
@@ -56,6 +63,7 @@ def settings(pipe: Any, steps: int) -> list[Setting]:
         setting("adaspa + flashblock", steps, {"attention": ADASPA, "cache": FLASHBLOCK}),
         setting("tdc + flashblock", steps, {"cache": [tdc, FLASHBLOCK]}),
         *(setting(f"delta, {name}", steps, methods) for name, methods in DELTA.items()),
+        setting("delta as published", steps, {"cache": DELTA_PUBLISHED}),
     ]
     for cost in COSTS:
         fewer = math.ceil(steps / cost)

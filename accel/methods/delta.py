@@ -31,7 +31,7 @@ class DeltaCacheConfig(MethodConfig):
         boundary: Fraction of the run's steps, from the start, that reuse the rear blocks; the steps after it reuse the
             front blocks. The paper counts the steps that remain: its b of 12 in 20 is 0.4 here.
         dense_steps: Fraction of the run's steps, from the start, always computed; the first step always is. 0.1
-            is chosen by us: with 0 the cache did no better than fewer steps (bench/results/cpu/delta_cache.md).
+            is chosen by us (`python -m bench.tdc`).
         dense_final_steps: Fraction of the run's steps, at the end, that are always computed.
     """
 

@@ -121,6 +121,10 @@ class PISA(SparseAttention):
         super().start_run(num_steps)
         self._search.start_run(num_steps)
 
+    @property
+    def min_tokens(self) -> int:
+        return self.config.min_tokens
+
     def start_call(self, moment: Moment) -> None:
         if self.config.density < 1.0 and self._search.due(moment):
             self.context.board.demand_compute(self.config.method, "a search is due")

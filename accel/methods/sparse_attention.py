@@ -108,8 +108,13 @@ class SparseAttention(Method):
             or self._too_few(moment.grid)
         )
 
+    @property
+    def min_tokens(self) -> int:
+        """Image tokens from which on calls are sparse."""
+        return 0
+
     def _too_few(self, grid: tuple[int, int, int] | None) -> bool:
-        return grid is not None and math.prod(grid) < self.config.min_tokens
+        return grid is not None and math.prod(grid) < self.min_tokens
 
     def _attend(
         self, moment: Moment, site: BlockSite, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
@@ -214,7 +219,7 @@ class SparseAttention(Method):
         if not report["sparse"]:
             why = ""
             if record.grid is not None and self._too_few(record.grid):
-                why = f": {math.prod(record.grid):,} tokens, and min_tokens={self.config.min_tokens}"
+                why = f": {math.prod(record.grid):,} tokens, and min_tokens={self.min_tokens}"
             return f"all {report['attention_calls']} attention calls were dense{why}"
         searched = f"; {report['searches']} searches, {report['searched']} of them dense" if report["searches"] else ""
         tiled = f"; tokens tiled once in {report['tiled_forwards']} forwards" if report["tiled_forwards"] else ""

@@ -12,7 +12,7 @@ from accel.errors import AccelError
 from accel.measure.cells import CELLS_FILE, Cell, Place
 from accel.measure.rivals import RIVALS
 from accel.measure.trial import Preparation, Setting
-from bench import comparison, delta_cache, one_step, sparse_attention, tdc
+from bench import comparison, one_step, sparse_attention, tdc
 from bench.comparison import Benchmark, chosen, distinct, setting
 from bench.rivals import CACHES, rivals
 from bench.tables import MOST_DB, Figure, markdown, rows_of
@@ -206,7 +206,7 @@ def test_the_page_has_a_whole_table_for_each_number_of_steps():
 
 @pytest.mark.parametrize("steps", [24, 50])
 def test_the_settings_of_the_benchmarks_are_possible_and_named_apart(steps):
-    for settings in (tdc.settings, delta_cache.settings, one_step.settings, sparse_attention.settings):
+    for settings in (tdc.settings, one_step.settings, sparse_attention.settings):
         found = settings(PIPE, steps)
         assert found[0].plain and found[0].steps == steps
         assert len({one.name for one in found}) == len(distinct(found)) == len(found)

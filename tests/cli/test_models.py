@@ -17,11 +17,13 @@ from tests.cli.conftest import Accel, listing, sha256, side_file
 Saved = Callable[[str], Path]
 FLUX = ("--prompt", "a fox", "--steps", "4", "--seed", "1", "--height", "44", "--width", "52")
 WAN = ("--prompt", "a fox", "--steps", "4", "--seed", "1", "--height", "48", "--width", "64", "--num-frames", "5")
+# The presets are for more steps.
+DELTA = ("--cache", "delta")
 
 
 def test_an_image(make: Accel, saved: Saved, tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "webp"):
-        result = make("generate", "-m", saved("flux"), *FLUX, "-o", f"a.{suffix}")
+        result = make("generate", "-m", saved("flux"), *FLUX, *DELTA, "-o", f"a.{suffix}")
         assert f"a.{suffix}: 52x44\n" in result.out
         assert Image.open(tmp_path / f"a.{suffix}").size == (52, 44)
         (tmp_path / "a.json").rename(tmp_path / f"{suffix}.json")
@@ -33,7 +35,7 @@ def test_an_image(make: Accel, saved: Saved, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wan", "wan22", "cogvideox", "hunyuan_video"])
 def test_videos(name: str, make: Accel, saved: Saved) -> None:
-    data = make("generate", "-m", saved(name), *WAN, "-o", "a.gif", "--format", "json").json
+    data = make("generate", "-m", saved(name), *WAN, *DELTA, "-o", "a.gif", "--format", "json").json
     assert (data["output"]["frames"], data["output"]["fps"]) == (5, 16)
     assert data["summary"]["runs"][0]["methods"]["delta"]["reused"] > 0
 
@@ -68,12 +70,12 @@ def test_stored_weights(make: Accel, saved: Saved, tmp_path: Path) -> None:
 
 
 def test_lora(make: Accel, accel: Accel, saved: Saved, lora: Path, tmp_path: Path) -> None:
-    make("generate", "-m", saved("flux"), *FLUX, "-o", "plain.png")
-    make("generate", "-m", saved("flux"), *FLUX, "-o", "file.png", "--lora", lora)
-    make("generate", "-m", saved("flux"), *FLUX, "-o", "folder.png", "--lora", lora.parent)
+    make("generate", "-m", saved("flux"), *FLUX, *DELTA, "-o", "plain.png")
+    make("generate", "-m", saved("flux"), *FLUX, *DELTA, "-o", "file.png", "--lora", lora)
+    make("generate", "-m", saved("flux"), *FLUX, *DELTA, "-o", "folder.png", "--lora", lora.parent)
     assert sha256(tmp_path / "plain.png") != sha256(tmp_path / "file.png") == sha256(tmp_path / "folder.png")
     assert make("generate", "--replay", "file.json", "-o", "b.png", "--format", "json").json["replay"]["same_bits"]
-    twice = make("generate", "-m", saved("flux"), *FLUX, "-o", "two.png", "--lora", lora, "--lora", lora)
+    twice = make("generate", "-m", saved("flux"), *FLUX, *DELTA, "-o", "two.png", "--lora", lora, "--lora", lora)
     assert sha256(tmp_path / "two.png") != sha256(tmp_path / "file.png") and twice.err == ""
 
 
@@ -91,8 +93,10 @@ def test_a_lora_that_does_not_fit(accel: Accel, saved: Saved, lora: Path, tmp_pa
 
 @pytest.mark.parametrize("kind", ["model", "group"])
 def test_offloading_makes_the_same_image(kind: str, make: Accel, saved: Saved, tmp_path: Path) -> None:
-    make("generate", "-m", saved("flux"), *FLUX, "-o", "a.png")
-    result = make("generate", "-m", saved("flux"), *FLUX, "-o", "b.png", "--cpu-offload", kind, "--device", "cpu")
+    make("generate", "-m", saved("flux"), *FLUX, *DELTA, "-o", "a.png")
+    result = make(
+        "generate", "-m", saved("flux"), *FLUX, *DELTA, "-o", "b.png", "--cpu-offload", kind, "--device", "cpu"
+    )
     a, b = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("a.png", "b.png"))
     # Moved weights lie elsewhere in memory, where a CPU may add in another order.
     assert abs(a - b).max() <= 1
@@ -184,7 +188,7 @@ def test_compile_takes_every_block(
 
 @pytest.mark.slow
 def test_compiled_blocks(make: Accel, saved: Saved) -> None:
-    call = ("generate", "-m", saved("wan"), *WAN, "--format", "json")
+    call = ("generate", "-m", saved("wan"), *WAN, *DELTA, "--format", "json")
     plain = make(*call, "-o", "a.png").json
     data = make(*call, "-o", "b.png", "--compile").json
     reused = [d["summary"]["runs"][0]["methods"]["delta"]["reused"] for d in (plain, data)]
