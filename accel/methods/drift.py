@@ -8,7 +8,7 @@ the longer it is followed, so that with a slope the second step skipped in a row
 
 Neither says what an error does to the result. One made early is carried through all steps to come, while the picture
 takes shape: in the built-in model a drift at a fraction p of the run moves the result about as 1/p² does, until nearly
-half of it is over. `early_weight` is that, and ours.
+half of it is over (`python -m bench.one_step`). `early_weight` is that, and ours.
 """
 
 from __future__ import annotations
