@@ -23,6 +23,7 @@ from pydantic import Field
 from accel.errors import AccelError
 from accel.kernels.delta import compute_delta
 from accel.kernels.quantized_linear import Activation
+from accel.methods.activation_scales import CALIBRATE
 from accel.methods.arriving import Arriving, summed
 from accel.methods.base import Context, register
 from accel.methods.fingerprint import fingerprint
@@ -128,7 +129,7 @@ class MixedPrecision(Sparing):
     """Mixed precision on one pipeline."""
 
     config: MixedPrecisionConfig
-    remedy: ClassVar[str] = "calibrate, which finds a scale for each layer, or name them in modules_to_not_convert"
+    remedy: ClassVar[str] = CALIBRATE
 
     def __init__(self, config: MixedPrecisionConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -169,12 +170,11 @@ class MixedPrecision(Sparing):
         if self.config.calibration is not None:
             self._calibration = Calibration.load(self.config.calibration)
             self._calibration.check(self.fingerprint, self._low, self.config.rotate)
+            self.scales = self._calibration.scales
         undo = super().install()
         for layer in self._all():
             if layer.block is not None and self._chooses(layer):
                 self._by_block.setdefault((layer.denoiser, layer.block), []).append(layer)
-                if self._calibration is not None:
-                    self._module(layer).scale_activations(self._calibration.scales.get(layer.name))
         for denoiser in denoisers:
             undo += [
                 self.context.hooks.add(site.module, partial(self._in_block, denoiser, site), innermost=True)
@@ -190,7 +190,7 @@ class MixedPrecision(Sparing):
     def end_run(self) -> None:
         if self._measuring is not None and self._running:
             for layer in chain.from_iterable(self._by_block.values()):
-                self._measuring.add_largest(layer, self._module(layer).seen[4].item())
+                self._measuring.largest.add(layer, self._module(layer).seen[4].item())
         super().end_run()
         self._state = _State()
 
@@ -212,12 +212,6 @@ class MixedPrecision(Sparing):
 
     def report(self, record: RunRecord) -> dict[str, Any]:
         return {**super().report(record), "calibrated": self._calibration is not None}
-
-    def activation_scales(self) -> str:
-        scales = self._calibration.scales if self._calibration is not None else {}
-        if not scales:
-            return super().activation_scales()
-        return f"powers of two as calibrated, {min(scales.values()):g} to {max(scales.values()):g}"
 
     def _chooses(self, layer: Layer) -> bool:
         """Whether its format may change from call to call; outside of the blocks nothing tells."""

@@ -21,6 +21,7 @@ import torch
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, emulation
 from accel.kernels.rotation import BLOCK
+from accel.methods.activation_scales import range_of
 from accel.methods.as_stored import require_as_stored
 from accel.methods.base import Context, Method
 from accel.methods.converted_linear import convert, revert
@@ -59,6 +60,8 @@ class Quantization(Method):
         super().__init__(config, context)
         self.layers: dict[str, list[Layer]] = {}
         self.weights = QuantizedWeights()
+        # By a layer's name, the power of two that a calibration found for its NVFP4 activations.
+        self.scales: dict[str, float] = {}
         self._told = False
         self._running = False
         # What the layers of a denoiser have seen after each call, on its way to the host.
@@ -98,6 +101,8 @@ class Quantization(Method):
                 for layer in layers:
                     undo += self._take(layer) if _came_stored(layers) else self._convert(layer, files)
                 self.layers[denoiser.name] = [each for each in layers if isinstance(each.module, QuantizedLinear)]
+            for layer in self._all():
+                self._module(layer).scale_activations(self.scales.get(layer.name))
             # A warning may be made an error.
             for text in self._foretell(None):
                 warnings.warn(f"{self.name}: {text}", AccelWarning, stacklevel=4)
@@ -140,7 +145,11 @@ class Quantization(Method):
 
     def activation_scales(self) -> str:
         """What NVFP4 activations are scaled by, in words."""
-        return f"{SCALE:g}, or {ROTATED_SCALE:g} where rotated"
+        fixed = f"{SCALE:g}, or {ROTATED_SCALE:g} where rotated"
+        if not self.scales:
+            return fixed
+        others = sum("nvfp4" in self.activations(each) and each.name not in self.scales for each in self._all())
+        return f"{range_of(self.scales)} as calibrated" + (f", {others} others by {fixed}" if others else "")
 
     def describe(self, record: RunRecord) -> str:
         return describe(self.report(record))
