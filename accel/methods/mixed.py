@@ -4,8 +4,8 @@
 changes slowly from step to step. So with a calibration, what it did at the step before decides; without one, the errors
 that the layers had at the first step of the run. Both have long arrived on the host then, and all is decided once a
 step, on the guidance branch that comes first. Beside a cache of block changes, what goes into the cache is purified
-(section 4.3): inputs with outliers are not quantized in a block whose change is kept, and a block that
-is computed after it was skipped gets the finer format.
+(section 4.3): inputs with outliers are not quantized in a block whose change a cache means to keep, and
+a block that is computed after it was skipped gets the finer format.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MixedPrecisionConfig(SparingConfig):
         rotate: Whether activations and weights are multiplied by a Hadamard matrix in blocks of 128 channels, which
             spreads outliers; INT8 needs it more than NVFP4 does. As published.
         purify: Whether a cache of block changes beside it is kept clean: no quantization of inputs with outliers where
-            a change is kept, and the high format after a skipped step. As published.
+            a change is to be kept, and the high format after a skipped step. As published.
         outlier_ratio: max|x| / mean|x| above which an input has outliers. 25 as published.
     """
 
