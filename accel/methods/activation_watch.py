@@ -47,7 +47,7 @@ class ActivationWatch:
                 if not all(map(math.isfinite, seen[:2]))
             ]
             if names:
-                return f"activations of {_first(names)} were not finite, and so are the results"
+                return f"activations of {in_short(names)} were not finite, and so are the results"
         return None
 
     def unfit(self, remedy: str) -> list[str]:
@@ -61,7 +61,7 @@ class ActivationWatch:
         cut = [name for name, scale in largest.items() if scale >= _LARGEST_SCALE]
         lost = [name for name in largest if name in self._in_nvfp4 and largest[name] < _SMALLEST_SCALE]
         texts = {"too large for NVFP4 here and were cut": cut, "zero or too small for NVFP4 here": lost}
-        return [f"activations of {_first(names)} were {what}: {remedy}" for what, names in texts.items() if names]
+        return [f"activations of {in_short(names)} were {what}: {remedy}" for what, names in texts.items() if names]
 
 
 def _by_layer(back: Readback) -> list[list[float]]:
@@ -69,5 +69,6 @@ def _by_layer(back: Readback) -> list[list[float]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _first(names: list[str]) -> str:
+def in_short(names: list[str]) -> str:
+    """The first of some layers, and the number of the others."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other layers"

@@ -13,6 +13,7 @@ from accel.errors import AccelError
 from accel.methods.original_weights import Original, WeightFile
 from accel.methods.quantized_linear import ATTRIBUTES, BUFFERS, QuantizedLinear, hold, release
 from accel.methods.weight_bytes import WeightFormat
+from accel.pipelines.offloading import told_of_weights
 
 _OWN = ("original", "parameter_names")
 
@@ -75,11 +76,12 @@ def convert(
 
 def revert(converted: ConvertedLinear) -> None:
     """Makes it the linear that it was, on the device where it is now; raises `AccelError` where its file is gone."""
-    weight = converted.original.give_back(converted.codes.device, converted.weight_dtype)
-    order = converted.parameter_names
-    for name in _OWN:
-        delattr(converted, name)
-    release(converted, weight, order)
+    with told_of_weights(converted):
+        weight = converted.original.give_back(converted.codes.device, converted.weight_dtype)
+        order = converted.parameter_names
+        for name in _OWN:
+            delattr(converted, name)
+        release(converted, weight, order)
 
 
 def _plain() -> nn.Linear:

@@ -21,7 +21,7 @@ from accel.errors import AccelError, AccelWarning
 from accel.kernels.quantized_linear import ACTIVATIONS, Activation
 from accel.kernels.rotation import BLOCK
 from accel.methods.activation_scales import range_of
-from accel.methods.activation_watch import ActivationWatch
+from accel.methods.activation_watch import ActivationWatch, in_short
 from accel.methods.as_stored import require_as_stored
 from accel.methods.base import Context, Method
 from accel.methods.converted_linear import convert, revert
@@ -36,6 +36,7 @@ from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, QuantizedLinear
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.stored_linear import StoredLinear, rest, stored_layers
 from accel.methods.weight_bytes import WeightFormat
+from accel.pipelines.offloading import regroup
 from accel.pipelines.sites import Denoiser
 from accel.runtime.recorder import RunRecord
 
@@ -86,6 +87,8 @@ class Quantization(Method):
             for denoiser in denoisers:
                 layers = self.layers[denoiser.name]
                 files = None
+                # Undone last, when all weights are back.
+                undo.append(partial(regroup, denoiser.module))
                 if not (self.config.keep_original or _came_stored(layers)):
                     files = weight_files(self.name, denoiser)
                 for layer in layers:
@@ -110,6 +113,7 @@ class Quantization(Method):
         for layer in self._all():
             self._module(layer).seen.zero_()
         self._watch = ActivationWatch(self.layers)
+        self._tell_of_replaced()
 
     def end_run(self) -> None:
         if not self._running:
@@ -229,6 +233,18 @@ class Quantization(Method):
         """What to know of a run on a device, or before the first, where it will be is guessed."""
         places = {denoiser.name: device or place_of(denoiser) for denoiser in self.context.facts.denoisers}
         return foretell([(layer, self.activations(layer)) for layer in self._all()], places)
+
+    def _tell_of_replaced(self) -> None:
+        for denoiser in self.context.facts.denoisers:
+            there = {id(module) for module in denoiser.module.modules()}
+            gone = [layer.name for layer in self.layers[denoiser.name] if id(layer.module) not in there]
+            if gone:
+                text = (
+                    f"{self.name}: after enable something else was put in the place of {in_short(gone)}, and runs as "
+                    "it is: call accel.disable(pipe), and enable again"
+                )
+                self.context.recorder.note(text)
+                warnings.warn(text, AccelWarning, stacklevel=2)
 
     def _tell_of_activations(self) -> None:
         broken = self._watch.broken()
