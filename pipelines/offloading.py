@@ -17,8 +17,12 @@ from torch import nn
 
 
 def whose_forward(module: nn.Module) -> str | None:
-    """What took the place of the module's own `forward`, in words, or None where nothing did."""
-    if "forward" not in vars(module):
+    """What took the place of the module's own `forward`, in words, or None where nothing did.
+
+    Hooks that were taken off leave the module's own one behind, as an attribute of the instance.
+    """
+    forward = vars(module).get("forward")
+    if forward is None or getattr(forward, "__func__", None) is type(module).forward:
         return None
     registry = getattr(module, "_diffusers_hook", None)
     names = [name.split("---")[0] for name in getattr(registry, "hooks", {})]

@@ -15,7 +15,7 @@ from accel.methods.quantized_linear import ATTRIBUTES, BUFFERS, QuantizedLinear,
 from accel.methods.weight_bytes import WeightFormat
 from accel.pipelines.offloading import told_of_weights
 
-_OWN = ("original", "parameter_names")
+_OWN = ("original", "parameter_names", "left_behind")
 
 
 class ConvertedLinear(QuantizedLinear):
@@ -23,6 +23,8 @@ class ConvertedLinear(QuantizedLinear):
 
     original: Original
     parameter_names: tuple[str, ...]
+    # Of the instance, where a hook that was taken off left its own `forward` behind.
+    left_behind: dict[str, Any]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         _require_kept(self, "saved")
@@ -71,6 +73,8 @@ def convert(
         original.give_back(device, dtype)
         raise
     converted.parameter_names, converted.original = names, original
+    attributes = vars(converted)
+    converted.left_behind = {name: attributes.pop(name) for name in ("forward",) if name in attributes}
     return converted
 
 
@@ -78,10 +82,12 @@ def revert(converted: ConvertedLinear) -> None:
     """Makes it the linear that it was, on the device where it is now; raises `AccelError` where its file is gone."""
     with told_of_weights(converted):
         weight = converted.original.give_back(converted.codes.device, converted.weight_dtype)
-        order = converted.parameter_names
+        order, left_behind = converted.parameter_names, converted.left_behind
         for name in _OWN:
             delattr(converted, name)
         release(converted, weight, order)
+        for name, value in left_behind.items():
+            vars(converted).setdefault(name, value)
 
 
 def _plain() -> nn.Linear:

@@ -118,7 +118,14 @@ def test_a_layer_that_a_hook_stands_around(name: str, said: str) -> None:
     with pytest.raises(AccelError, match=f"transformer.proj_out {said}.* or name the layer in modules_to_not_convert"):
         enable(pipe, quantize="int8", modules_to_convert=["proj_out"])
     assert snapshot(pipe) == before and torch.equal(one_step(pipe), hooked)
+    # Taken off, it leaves the layer's own forward behind, as an attribute of the instance.
     registry.remove_hook(name)
+    before = snapshot(pipe)
+    with enable(pipe, quantize="int8", modules_to_convert=["proj_out"]) as session:
+        one_step(pipe)
+        assert last(session)["calls"]["int8"] == 41 * 2
+        assert torch.equal(one_step(copy.deepcopy(pipe)), plain)
+    assert "forward" in vars(pipe.transformer.proj_out) and snapshot(pipe) == before
     del pipe.transformer.proj_out.forward, pipe.transformer.proj_out._diffusers_hook
     # The other way round it stands around the quantized layer, and then around the plain one.
     with enable(pipe, quantize="int8", modules_to_convert=["proj_out"]) as session:
@@ -133,7 +140,7 @@ def test_a_layer_that_a_hook_stands_around(name: str, said: str) -> None:
 def test_a_forward_that_was_put_there_by_hand() -> None:
     pipe = CASE.build()
     layer = pipe.transformer.blocks[1].attn1.to_q
-    layer.forward = layer.forward
+    layer.forward = lambda x: x
     with pytest.raises(AccelError, match=r"blocks\.1\.attn1\.to_q has a forward put there by hand"):
         enable(pipe, quantize="int8")
 
