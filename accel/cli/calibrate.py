@@ -23,6 +23,7 @@ class Calibrated(StrEnum):
 
     FLASHBLOCK = "flashblock"
     MIXED = "mixed"
+    NVFP4 = "nvfp4"
 
     @property
     def keyword(self) -> str:
@@ -36,7 +37,10 @@ def calibrate(
     method: Annotated[
         Calibrated,
         typer.Argument(
-            help="flashblock: which heads to compute anew, and when. mixed: how each layer's error follows its block.",
+            help=(
+                "flashblock: which heads to compute anew, and when. mixed: how each layer's error follows its block. "
+                "nvfp4: by what each layer's activations are scaled."
+            ),
             metavar="METHOD",
             show_default=False,
         ),

@@ -22,12 +22,13 @@ from accel.cli.once import call_once
 from accel.cli.prepare import load, number_format, place
 from accel.cli.printing import Format, emit, say
 from accel.cli.request import Request, option_of
-from accel.measure.calibration import calibrate_flashblock, calibrate_mixed
+from accel.measure.calibration import calibrate_flashblock, calibrate_mixed, calibrate_nvfp4
 from accel.reporting.files import write_together
 
 _CALIBRATORS: dict[Calibrated, Any] = {
     Calibrated.FLASHBLOCK: calibrate_flashblock,
     Calibrated.MIXED: calibrate_mixed,
+    Calibrated.NVFP4: calibrate_nvfp4,
 }
 
 

@@ -11,15 +11,12 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from accel.errors import AccelError
 from accel.methods.base import nearest
 from accel.methods.quantization_settings import QuantizationConfig
+from accel.methods.sensitive import StaticFormat
 from accel.methods.weight_bytes import WeightFormat
 
 VERSION = 1
 FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 _ROTATED = "-rotated"
-_NO_SHARE = (
-    "static_share compares all weights, and they are stored one by one while they load: name sensitive linears in "
-    "modules_to_not_convert, or load the model as it is and enable with static_share then"
-)
 
 
 class Quantizer(StrEnum):
@@ -42,6 +39,8 @@ class StoredWeightsConfig(QuantizationConfigMixin):
             transformer, which stand for all that is under them, or patterns such as "*.to_q".
         modules_to_convert: Linears that are stored although the family's facts name them, likewise.
         quantize_modulation: Whether the linears that make scales and shifts of the timestep are stored in NVFP4 too.
+        static_share: Fraction of the linears, those whose weights lose most in NVFP4, that are held in `static_format`.
+        static_format: What these are held in: "int8", or "16bit" as they are.
         **saved: What a saved model has beside these: `version`, and `layers`, the stored linears by format.
 
     Raises:
@@ -56,6 +55,8 @@ class StoredWeightsConfig(QuantizationConfigMixin):
         modules_to_not_convert: Iterable[str] = (),
         modules_to_convert: Iterable[str] = (),
         quantize_modulation: bool = False,
+        static_share: float = 0.0,
+        static_format: StaticFormat = "int8",
         **saved: Any,
     ) -> None:
         version = saved.pop("version", VERSION)
@@ -68,13 +69,17 @@ class StoredWeightsConfig(QuantizationConfigMixin):
         if method != Quantizer.ACCEL:
             raise AccelError(f"quant_method={method!r} is another quantizer's; Accel's is {Quantizer.ACCEL.value!r}")
         layers = saved.pop("layers", None)
-        if {"static_share", "static_format"} & set(saved):
-            raise AccelError(f"StoredWeightsConfig: {_NO_SHARE}")
         if saved:
             name = next(iter(saved))
             raise AccelError(f"StoredWeightsConfig has no setting {name!r}{nearest(name, self._settings())}")
         if weights not in FORMATS:
             raise AccelError(f"weights={weights!r} is no format: there are {' and '.join(map(repr, FORMATS))}")
+        if not 0.0 <= static_share <= 1.0:
+            raise AccelError(f"static_share={static_share!r} is not possible: it is a fraction, from 0 to 1")
+        if static_share and weights != "nvfp4":
+            raise AccelError(f"static_share spares linears from NVFP4, and weights={weights!r} has none in it")
+        if static_format not in get_args(StaticFormat):
+            raise AccelError(f"static_format={static_format!r} is no format: there are 'int8' and '16bit'")
         self.quant_method = cast(Any, Quantizer.ACCEL)
         self.version = VERSION
         self.weights = weights
@@ -82,19 +87,21 @@ class StoredWeightsConfig(QuantizationConfigMixin):
         self.modules_to_not_convert = _names("modules_to_not_convert", modules_to_not_convert)
         self.modules_to_convert = _names("modules_to_convert", modules_to_convert)
         self.quantize_modulation = quantize_modulation
+        self.static_share = static_share
+        self.static_format = static_format
         self.layers = None if layers is None else _checked(layers)
 
     @classmethod
     def of(cls, config: QuantizationConfig) -> StoredWeightsConfig:
-        """Weights as a quantization would store them; refuses what can only be told from all weights together."""
-        if getattr(config, "static_share", 0.0):
-            raise AccelError(f"{config.method}: {_NO_SHARE}")
+        """Weights as a quantization would store them."""
         return cls(
             config.weights,
             rotate=config.rotates,
             modules_to_not_convert=config.modules_to_not_convert,
             modules_to_convert=config.modules_to_convert,
             quantize_modulation=config.quantize_modulation,
+            static_share=getattr(config, "static_share", 0.0),
+            static_format=getattr(config, "static_format", "int8"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +128,15 @@ class StoredWeightsConfig(QuantizationConfigMixin):
 
     @staticmethod
     def _settings() -> list[str]:
-        return ["weights", "rotate", "modules_to_not_convert", "modules_to_convert", "quantize_modulation"]
+        return [
+            "weights",
+            "rotate",
+            "modules_to_not_convert",
+            "modules_to_convert",
+            "quantize_modulation",
+            "static_share",
+            "static_format",
+        ]
 
 
 def _names(setting: str, given: Iterable[str]) -> list[str]:

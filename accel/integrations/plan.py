@@ -20,6 +20,8 @@ class Plan:
 
     weight_format: WeightFormat
     rotated: bool
+    # Whether it may be spared, where the settings say that some are.
+    spareable: bool = False
 
 
 def plan_layers(config: StoredWeightsConfig, model: nn.Module) -> dict[str, Plan]:
@@ -43,6 +45,8 @@ def plan_layers(config: StoredWeightsConfig, model: nn.Module) -> dict[str, Plan
     return {
         layer.path: Plan("nvfp4", False)
         if layer.modulation
-        else Plan(config.weights, config.rotate and layer.module.in_features % BLOCK == 0)
+        else Plan(
+            config.weights, config.rotate and layer.module.in_features % BLOCK == 0, spareable=config.weights == "nvfp4"
+        )
         for layer in layers
     }

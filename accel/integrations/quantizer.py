@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from accel.errors import AccelError
 from accel.integrations.config import Quantizer, StoredWeightsConfig
 from accel.integrations.plan import Plan, plan_layers
+from accel.integrations.sparing import Spared
 from accel.methods.layer_choice import FLOATS
 from accel.methods.quantized_linear import hold, store
 from accel.methods.stored_linear import StoredLinear, decode, expect
@@ -35,6 +37,7 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
         # One configuration may be given for several models, and gets the layers of each.
         super().__init__(copy.deepcopy(quantization_config), **kwargs)
         self._plan: dict[str, Plan] = {}
+        self._spared = Spared(0, "int8")
         self._bar: Any = None
 
     @property
@@ -82,6 +85,8 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
         linear = model.get_submodule(path)
         held = hold(linear, StoredLinear, planned.weight_format, stored, rotated=planned.rotated, saved=True)
         held.weight_dtype = weight.dtype
+        if planned.spareable:
+            self._spared.see(path, list(self._plan).index(path), weight.to(device), held)
         self._bar.update()
 
     def get_state_dict_and_metadata(
@@ -100,7 +105,10 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
             for path, planned in self._plan.items():
                 expect(_linear(model, path), planned.weight_format, rotated=planned.rotated)
             return
-        self._plan = plan_layers(self.quantization_config, model)
+        config = self.quantization_config
+        self._plan = plan_layers(config, model)
+        number = round(config.static_share * sum(planned.spareable for planned in self._plan.values()))
+        self._spared = Spared(number, config.static_format)
         formats = " and ".join(sorted({planned.weight_format.upper() for planned in self._plan.values()}))
         self._bar = logging.tqdm(total=len(self._plan), desc=f"Storing weights in {formats}", unit="linear")
 
@@ -114,6 +122,11 @@ class StoredWeightsQuantizer(DiffusersQuantizer):
                 raise AccelError(f"{type(model).__name__} was loaded without a stored weight of {path}")
             if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                 raise AccelError(f"the folder has no stored weight of {path}: download or save it again")
+        for path in self._spared.settle(model):
+            if isinstance(model.get_submodule(path), StoredLinear):
+                self._plan[path] = replace(self._plan[path], weight_format="int8")
+            else:
+                del self._plan[path]
         self.quantization_config.keep({path: (each.weight_format, each.rotated) for path, each in self._plan.items()})
         model.register_to_config(quantization_config=self.quantization_config)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from accel.methods.activation_scales import ScaleCalibration
 from accel.methods.base import MethodConfig
+from accel.methods.fingerprint import fingerprint
 from accel.methods.flashblock import FlashBlockConfig
 from accel.methods.flashblock_calibration import Calibration
 from accel.methods.flashblock_form import FlashBlockForm
 from accel.methods.mixed import MixedPrecision, MixedPrecisionConfig
+from accel.methods.nvfp4 import NVFP4, NVFP4Config
 from accel.methods.precision_calibration import Calibration as PrecisionCalibration
+from accel.pipelines.sites import inspect_pipeline
 from accel.session import enable
 
 
@@ -77,3 +81,37 @@ def calibrate_mixed(
         for run in runs:
             run()
     return measured.calibration(method.fingerprint, settings.rotate)
+
+
+def calibrate_nvfp4(
+    pipe: Any,
+    runs: Sequence[Callable[[], Any]],
+    *,
+    config: NVFP4Config | None = None,
+    attention: str | MethodConfig | None = None,
+) -> ScaleCalibration:
+    """Measures for each layer which power of two fits the magnitudes of its activations.
+
+    The runs have weights in NVFP4 and activations as they are, and are slower than plain ones. The more their prompts
+    differ, the better.
+
+    Args:
+        pipe: the pipeline; it is not enabled, and comes back as it was.
+        runs: each makes one run, as in `[lambda: pipe("a red fox")]`.
+        config: settings of NVFP4 linears, without `calibration`.
+        attention: the sparse attention that will stand beside it.
+
+    Returns:
+        The calibration; `save(path)` writes the file that `NVFP4Config.calibration` names.
+
+    Raises:
+        AccelError: the settings do not go together, or the activations of a layer were not finite.
+    """
+    settings = config or NVFP4Config()
+    weights = fingerprint(settings.method, inspect_pipeline(pipe).denoisers)
+    with enable(pipe, attention=attention, quantize=settings) as session:
+        (method,) = (method for method in session.methods if isinstance(method, NVFP4))
+        measured = method.measure()
+        for run in runs:
+            run()
+    return measured.calibration(settings.method, weights, settings.rotate)

@@ -27,8 +27,7 @@ def require_as_stored(
     default = type(config).model_fields.get("rotate")
     if default is not None and config.rotates not in (default.default, rotated):
         refuse("rotate", f"they are {'' if rotated else 'not '}rotated")
-    if getattr(config, "static_share", 0.0):
-        refuse("static_share", "their errors cannot be told any more", "enable with it then")
+    _require_spared(config, denoiser, refuse)
     for path in stored:
         if _named(path, config.modules_to_not_convert) and not _named(path, config.modules_to_convert):
             refuse("modules_to_not_convert", f"that of {path} is among them")
@@ -45,24 +44,39 @@ class _Refusal:
     def __init__(self, method: str, model: str) -> None:
         self._start = f"{method}: the weights of {model} came stored, and "
 
-    def __call__(self, setting: str, reason: str, otherwise: str = "say it in the quantization_config there") -> None:
-        raise AccelError(f"{self._start}{reason}: leave {setting} out, or load the original model and {otherwise}")
+    def __call__(self, setting: str, reason: str) -> None:
+        raise AccelError(
+            f"{self._start}{reason}: leave {setting} out, or load the original model and say it in the "
+            "quantization_config there"
+        )
 
 
 def _require_format(config: QuantizationConfig, denoiser: Denoiser, layers: list[Layer]) -> None:
-    for layer in layers:
-        found = layer.module.weight_format if isinstance(layer.module, StoredLinear) else config.weights
-        if not layer.modulation and found != config.weights:
-            fitting = [
-                repr(name)
-                for name, entry in registered().items()
-                if issubclass(entry.config, QuantizationConfig) and entry.config.weights == found
-            ]
-            raise AccelError(
-                f"{config.method}: the weights of pipe.{denoiser.name} came stored in {found.upper()}, and "
-                f"{config.method} has them in {config.weights.upper()}: quantize={' or '.join(sorted(fitting))} takes "
-                "them as they are"
-            )
+    judged = [layer.module for layer in layers if not layer.modulation]
+    formats = {module.weight_format for module in judged if isinstance(module, StoredLinear)}
+    # Beside others in NVFP4, those in INT8 were spared.
+    found = "nvfp4" if "nvfp4" in formats else "int8"
+    if formats and found != config.weights:
+        fitting = [
+            repr(name)
+            for name, entry in registered().items()
+            if issubclass(entry.config, QuantizationConfig) and entry.config.weights == found
+        ]
+        raise AccelError(
+            f"{config.method}: the weights of pipe.{denoiser.name} came stored in {found.upper()}, and "
+            f"{config.method} has them in {config.weights.upper()}: quantize={' or '.join(sorted(fitting))} takes "
+            "them as they are"
+        )
+
+
+def _require_spared(config: QuantizationConfig, denoiser: Denoiser, refuse: _Refusal) -> None:
+    told = getattr(getattr(denoiser.module, "config", None), "quantization_config", None)
+    share, kind = getattr(told, "static_share", 0.0), getattr(told, "static_format", "int8")
+    asked = getattr(config, "static_share", 0.0)
+    if asked and asked != share:
+        refuse("static_share", f"it was {share:g} then" if share else "none was spared then")
+    if asked and getattr(config, "static_format", kind) != kind:
+        refuse("static_format", f"it was {kind!r} then")
 
 
 def _named(path: str, entries: Iterable[str]) -> bool:

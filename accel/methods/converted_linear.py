@@ -13,8 +13,9 @@ from accel.errors import AccelError
 from accel.methods.original_weights import Original, WeightFile
 from accel.methods.quantized_linear import ATTRIBUTES, BUFFERS, QuantizedLinear, hold, release
 from accel.methods.weight_bytes import WeightFormat
+from accel.pipelines.offloading import told_of_weights
 
-_OWN = ("original", "parameter_names")
+_OWN = ("original", "parameter_names", "left_behind")
 
 
 class ConvertedLinear(QuantizedLinear):
@@ -22,6 +23,8 @@ class ConvertedLinear(QuantizedLinear):
 
     original: Original
     parameter_names: tuple[str, ...]
+    # Of the instance, where a hook that was taken off left its own `forward` behind.
+    left_behind: dict[str, Any]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         _require_kept(self, "saved")
@@ -70,16 +73,21 @@ def convert(
         original.give_back(device, dtype)
         raise
     converted.parameter_names, converted.original = names, original
+    attributes = vars(converted)
+    converted.left_behind = {name: attributes.pop(name) for name in ("forward",) if name in attributes}
     return converted
 
 
 def revert(converted: ConvertedLinear) -> None:
     """Makes it the linear that it was, on the device where it is now; raises `AccelError` where its file is gone."""
-    weight = converted.original.give_back(converted.codes.device, converted.weight_dtype)
-    order = converted.parameter_names
-    for name in _OWN:
-        delattr(converted, name)
-    release(converted, weight, order)
+    with told_of_weights(converted):
+        weight = converted.original.give_back(converted.codes.device, converted.weight_dtype)
+        order, left_behind = converted.parameter_names, converted.left_behind
+        for name in _OWN:
+            delattr(converted, name)
+        release(converted, weight, order)
+        for name, value in left_behind.items():
+            vars(converted).setdefault(name, value)
 
 
 def _plain() -> nn.Linear:

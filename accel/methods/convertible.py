@@ -8,6 +8,7 @@ from torch import nn
 
 from accel.errors import AccelError
 from accel.methods.layer_choice import FLOATS, Layer
+from accel.pipelines.offloading import groups, whose_forward
 from accel.pipelines.sites import Denoiser
 
 
@@ -33,10 +34,11 @@ def _require_convertible(method: str, layer: Layer) -> None:
         )
     if weight.is_meta:
         raise AccelError(f"{method}: the weight of {layer.name} is offloaded: call accel.enable first and offload then")
-    if "forward" in vars(module):
+    whose = whose_forward(module)
+    if whose is not None:
         raise AccelError(
-            f"{method}: {layer.name} has a forward of its own (offloading or casting of single layers): "
-            "call accel.enable first and attach that then"
+            f"{method}: {layer.name} has a forward {whose}: call accel.enable first and attach that then, or name the "
+            "layer in modules_to_not_convert"
         )
     if weight.dtype not in FLOATS:
         dtype = str(weight.dtype).removeprefix("torch.")
@@ -46,11 +48,9 @@ def _require_convertible(method: str, layer: Layer) -> None:
 def _require_weights_here(method: str, denoiser: Denoiser) -> None:
     """Raises `AccelError` where diffusers offloads groups of blocks in a way that has the weights elsewhere, as on the
     disk, where what a parameter has meanwhile is no weight, or that holds on to the parameters that are there now."""
-    for module in denoiser.module.modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        group = getattr(registry.get_hook("group_offloading"), "group", None) if registry is not None else None
+    for group in groups(denoiser.module):
         for setting, how in (("offload_to_disk_path", "on the disk"), ("stream", "with a stream")):
-            if getattr(group, setting, None) is not None:
+            if getattr(group, setting) is not None:
                 raise AccelError(
                     f"{method}: pipe.{denoiser.name} is offloaded in groups {how}, which holds on to the weights: "
                     "call accel.enable first and offload then"

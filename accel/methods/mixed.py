@@ -4,8 +4,8 @@
 changes slowly from step to step. So with a calibration, what it did at the step before decides; without one, the errors
 that the layers had at the first step of the run. Both have long arrived on the host then, and all is decided once a
 step, on the guidance branch that comes first. Beside a cache of block changes, what goes into the cache is purified
-(section 4.3): inputs with outliers are not quantized in a block whose change is kept, and a block that
-is computed after it was skipped gets the finer format.
+(section 4.3): inputs with outliers are not quantized in a block whose change a cache means to keep, and
+a block that is computed after it was skipped gets the finer format.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pydantic import Field
 from accel.errors import AccelError
 from accel.kernels.delta import compute_delta
 from accel.kernels.quantized_linear import Activation
+from accel.methods.activation_scales import CALIBRATE
 from accel.methods.arriving import Arriving, summed
 from accel.methods.base import Context, Toward, register
 from accel.methods.fingerprint import fingerprint
@@ -57,7 +58,7 @@ class MixedPrecisionConfig(SparingConfig):
         rotate: Whether activations and weights are multiplied by a Hadamard matrix in blocks of 128 channels, which
             spreads outliers; INT8 needs it more than NVFP4 does. As published.
         purify: Whether a cache of block changes beside it is kept clean: no quantization of inputs with outliers where
-            a change is kept, and the high format after a skipped step. As published.
+            a change is to be kept, and the high format after a skipped step. As published.
         outlier_ratio: max|x| / mean|x| above which an input has outliers. 25 as published.
     """
 
@@ -133,7 +134,7 @@ class MixedPrecision(Sparing):
     """Mixed precision on one pipeline."""
 
     config: MixedPrecisionConfig
-    remedy: ClassVar[str] = "calibrate, which finds a scale for each layer, or name them in modules_to_not_convert"
+    remedy: ClassVar[str] = CALIBRATE
 
     def __init__(self, config: MixedPrecisionConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -174,12 +175,11 @@ class MixedPrecision(Sparing):
         if self.config.calibration is not None:
             self._calibration = Calibration.load(self.config.calibration)
             self._calibration.check(self.fingerprint, self._low, self.config.rotate)
+            self.scales = self._calibration.scales
         undo = super().install()
         for layer in self._all():
             if layer.block is not None and self._chooses(layer):
                 self._by_block.setdefault((layer.denoiser, layer.block), []).append(layer)
-                if self._calibration is not None:
-                    self._module(layer).scale_activations(self._calibration.scales.get(layer.name))
         for denoiser in denoisers:
             undo += [
                 self.context.hooks.add(site.module, partial(self._in_block, denoiser, site), innermost=True)
@@ -195,7 +195,7 @@ class MixedPrecision(Sparing):
     def end_run(self) -> None:
         if self._measuring is not None and self._running:
             for layer in chain.from_iterable(self._by_block.values()):
-                self._measuring.add_largest(layer, self._module(layer).seen[4].item())
+                self._measuring.largest.add(layer, self._module(layer).seen[4].item())
         super().end_run()
         self._state = _State()
 
@@ -217,12 +217,6 @@ class MixedPrecision(Sparing):
 
     def report(self, record: RunRecord) -> dict[str, Any]:
         return {**super().report(record), "calibrated": self._calibration is not None}
-
-    def activation_scales(self) -> str:
-        scales = self._calibration.scales if self._calibration is not None else {}
-        if not scales:
-            return super().activation_scales()
-        return f"powers of two as calibrated, {min(scales.values()):g} to {max(scales.values()):g}"
 
     def _chooses(self, layer: Layer) -> bool:
         """Whether its format may change from call to call; outside of the blocks nothing tells."""

@@ -9,7 +9,6 @@ the power of two is measured that fits each layer's magnitudes as the fixed scal
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from accel.errors import AccelError
-from accel.kernels.quantized_linear import Activation, fitting_scale
+from accel.kernels.quantized_linear import Activation
+from accel.methods.activation_scales import Largest, range_of, require_powers
 from accel.methods.layer_choice import Layer
 
 _VERSION = 2
@@ -78,8 +78,7 @@ class Calibration:
         )
         if not self.scales:
             return text
-        least, most = min(self.scales.values()), max(self.scales.values())
-        return f"{text}; NVFP4 activations are scaled by powers of two from {least:g} to {most:g}"
+        return f"{text}; NVFP4 activations are scaled by {range_of(self.scales)}"
 
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
@@ -94,12 +93,13 @@ class Calibration:
             data = json.loads(Path(path).read_text())
             if data.pop("version") not in _READ:
                 raise ValueError("it has another version")
+            if "lines" not in data:
+                raise ValueError("it has no errors of layers, and `accel calibrate mixed` makes one that has")
             lines = {name: (float(alpha), float(beta)) for name, (alpha, beta) in data.pop("lines").items()}
             found = cls(lines=lines, **data)
             if len(found.quantiles) < 2:
                 raise ValueError("it has no quantiles")
-            if not all(math.frexp(scale)[0] == 0.5 for scale in found.scales.values()):
-                raise ValueError("a scale is no power of two")
+            require_powers(found.scales)
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AccelError(f"mixed cannot read the calibration {path}: {error}") from error
@@ -111,16 +111,13 @@ class Measurements:
     def __init__(self, low: Activation) -> None:
         self._low = low
         self._seen: dict[str, list[tuple[float, Tensor]]] = {}
-        self._largest: dict[str, float] = {}
+        # Of each layer's activations in the runs.
+        self.largest = Largest()
 
     def add(self, layers: Sequence[Layer], change: float, errors: Tensor) -> None:
         """Takes the errors, one for each layer, of a block that changed so much at the step before."""
         for layer, error in zip(layers, errors, strict=True):
             self._seen.setdefault(layer.name, []).append((change, error))
-
-    def add_largest(self, layer: Layer, magnitude: float) -> None:
-        """Takes the largest magnitude among a layer's activations in a run, after rotation."""
-        self._largest[layer.name] = max(self._largest.get(layer.name, 0.0), magnitude)
 
     def calibration(self, fingerprint: str, rotate: bool) -> Calibration:
         """The lines through all that was seen."""
@@ -137,16 +134,8 @@ class Measurements:
             lines[name] = alpha, beta
             predicted.append(alpha * changes[usable] + beta)
         quantiles = torch.cat(predicted).quantile(torch.linspace(0, 1, _QUANTILES, dtype=torch.float64))
-        return Calibration(fingerprint, self._low, rotate, lines, explained, quantiles.tolist(), self._scales())
-
-    def _scales(self) -> dict[str, float]:
-        if self._low != "nvfp4":
-            return {}
-        # A layer that was never called, or on zeros alone, tells nothing.
-        known = {name: largest for name, largest in self._largest.items() if 0.0 < largest < math.inf}
-        return {
-            name: fitting_scale(torch.tensor(largest, dtype=torch.float32)).item() for name, largest in known.items()
-        }
+        scales = self.largest.scales() if self._low == "nvfp4" else {}
+        return Calibration(fingerprint, self._low, rotate, lines, explained, quantiles.tolist(), scales)
 
 
 def _line(x: Tensor, y: Tensor) -> tuple[float, float, float]:

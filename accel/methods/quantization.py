@@ -7,7 +7,6 @@ of the denoiser.
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
 from collections import Counter
@@ -19,12 +18,16 @@ from typing import Any, ClassVar
 import torch
 
 from accel.errors import AccelError, AccelWarning
-from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, Activation, emulation
+from accel.kernels.quantized_linear import ACTIVATIONS, Activation
 from accel.kernels.rotation import BLOCK
+from accel.methods.activation_scales import range_of
+from accel.methods.activation_watch import ActivationWatch, in_short
 from accel.methods.as_stored import require_as_stored
 from accel.methods.base import Context, Method
 from accel.methods.converted_linear import convert, revert
 from accel.methods.convertible import require_convertible
+from accel.methods.foretold import foretell, place_of
+from accel.methods.fusion_refusals import refuse_fusions
 from accel.methods.layer_choice import Layer, check_names, choose_layers
 from accel.methods.needs import Slot
 from accel.methods.original_weights import WeightFile, require_same, weight_files
@@ -33,18 +36,9 @@ from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, QuantizedLinear
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.stored_linear import StoredLinear, rest, stored_layers
 from accel.methods.weight_bytes import WeightFormat
+from accel.pipelines.offloading import regroup
 from accel.pipelines.sites import Denoiser
-from accel.runtime.readback import Readback
 from accel.runtime.recorder import RunRecord
-from accel.runtime.runs import InstanceMethod
-
-# Chosen by us from what bench.kernels prints of int8_linear: with a side under this, a product on a CPU gains nothing.
-_SMALL_ON_CPU = 512
-# Of diffusers, which change weights in place or make new ones of them.
-_FUSIONS = ("fuse_lora", "unfuse_lora", "fuse_qkv_projections")
-_LARGEST_SCALE = 448.0
-# Below, E4M3 has fewer and fewer places.
-_SMALLEST_SCALE = 2.0**-6
 
 
 class Quantization(Method):
@@ -59,11 +53,11 @@ class Quantization(Method):
         super().__init__(config, context)
         self.layers: dict[str, list[Layer]] = {}
         self.weights = QuantizedWeights()
+        # By a layer's name, the power of two that a calibration found for its NVFP4 activations.
+        self.scales: dict[str, float] = {}
         self._told = False
         self._running = False
-        # What the layers of a denoiser have seen after each call, on its way to the host.
-        self._seen: list[tuple[str, Readback]] = []
-        self._in_nvfp4: set[str] = set()
+        self._watch = ActivationWatch(self.layers)
 
     @abstractmethod
     def weight_format(self, layer: Layer) -> WeightFormat | None:
@@ -93,11 +87,15 @@ class Quantization(Method):
             for denoiser in denoisers:
                 layers = self.layers[denoiser.name]
                 files = None
+                # Undone last, when all weights are back.
+                undo.append(partial(regroup, denoiser.module))
                 if not (self.config.keep_original or _came_stored(layers)):
                     files = weight_files(self.name, denoiser)
                 for layer in layers:
                     undo += self._take(layer) if _came_stored(layers) else self._convert(layer, files)
                 self.layers[denoiser.name] = [each for each in layers if isinstance(each.module, QuantizedLinear)]
+            for layer in self._all():
+                self._module(layer).scale_activations(self.scales.get(layer.name))
             # A warning may be made an error.
             for text in self._foretell(None):
                 warnings.warn(f"{self.name}: {text}", AccelWarning, stacklevel=4)
@@ -107,25 +105,15 @@ class Quantization(Method):
             raise
         for denoiser in denoisers:
             undo.append(self.context.hooks.add(denoiser.module, partial(self._count, denoiser), innermost=True))
-            undo += [
-                InstanceMethod(denoiser.module, method, partial(self._refuse_fusion, denoiser, method)).remove
-                for method in _FUSIONS
-                if hasattr(denoiser.module, method)
-            ]
-            # A fused adapter forgets that it is before it takes itself out of the weight, which it cannot now.
-            undo += [
-                InstanceMethod(module, "unmerge", partial(self._refuse_fusion, denoiser, "unfuse_lora")).remove
-                for module in denoiser.module.modules()
-                if getattr(module, "merged", False) is True and hasattr(module, "unmerge")
-            ]
+            undo += refuse_fusions(denoiser, None if _came_stored(self.layers[denoiser.name]) else self.name)
         return undo
 
     def start_run(self, num_steps: int) -> None:
         self._running, self._told = True, False
         for layer in self._all():
             self._module(layer).seen.zero_()
-        self._seen.clear()
-        self._in_nvfp4.clear()
+        self._watch = ActivationWatch(self.layers)
+        self._tell_of_replaced()
 
     def end_run(self) -> None:
         if not self._running:
@@ -133,14 +121,18 @@ class Quantization(Method):
         self._running = False
         for layer in self._all():
             self._module(layer).choose(self.default_activation(layer))
-        self._tell_bad_activations()
+        self._tell_of_activations()
 
     def report(self, record: RunRecord) -> dict[str, Any]:
         return report(self.name, self.weights, record, self.activation_scales())
 
     def activation_scales(self) -> str:
         """What NVFP4 activations are scaled by, in words."""
-        return f"{SCALE:g}, or {ROTATED_SCALE:g} where rotated"
+        fixed = f"{SCALE:g}, or {ROTATED_SCALE:g} where rotated"
+        if not self.scales:
+            return fixed
+        others = sum("nvfp4" in self.activations(each) and each.name not in self.scales for each in self._all())
+        return f"{range_of(self.scales)} as calibrated" + (f", {others} others by {fixed}" if others else "")
 
     def describe(self, record: RunRecord) -> str:
         return describe(self.report(record))
@@ -231,72 +223,37 @@ class Quantization(Method):
             for layer, module in modules:
                 ran: list[str] = [a for a, times in zip(ACTIVATIONS, module.ran.tolist(), strict=True) if times]
                 if "nvfp4" in ran:
-                    self._in_nvfp4.add(layer.name)
+                    self._watch.ran_in_nvfp4(layer)
                 for what in ran or ["skipped"]:
                     self.context.recorder.event(self.name, what, moment, layer.index)
-            if modules:
-                seen = torch.stack([module.seen.to(modules[0][1].seen.device) for _, module in modules])
-                self._seen.append((denoiser.name, Readback(seen.flatten())))
+            self._watch.called(denoiser.name)
         return output
 
-    def _refuse_fusion(self, denoiser: Denoiser, method: str, original: Any, *args: Any, **kwargs: Any) -> Any:
-        if _came_stored(self.layers[denoiser.name]):
-            how = f"came stored: {method} needs the original model"
-        else:
-            how = f"are stored by {self.name}: call accel.disable(pipe), then {method}, then accel.enable"
-        raise AccelError(
-            f"{method} changes weights, and those of this model {how}; an adapter that is loaded and not fused works "
-            "as it is"
-        )
-
     def _foretell(self, device: torch.device | None) -> list[str]:
-        """What the user should know of a run on a device, or before the first, where it will be is guessed: which
-        products are emulated, and where time is lost."""
-        texts: dict[str, None] = {}
-        places = {denoiser.name: device or _place(denoiser) for denoiser in self.context.facts.denoisers}
-        small = work = 0
-        for layer in self._all():
-            module = self._module(layer)
-            if layer.modulation:
-                continue
-            for activation in self.activations(layer):
-                found = emulation(activation, module.weight_format, places[layer.denoiser] or module.codes.device)
-                if found is not None:
-                    texts[found] = None
-            size = module.in_features * module.out_features
-            work += size
-            small += size if min(module.in_features, module.out_features) < _SMALL_ON_CPU else 0
-        used = {places[layer.denoiser] or self._module(layer).codes.device for layer in self._all()}
-        if any(each.type == "cpu" for each in used) and not texts and 2 * small > work:
-            texts[f"most of these linears have under {_SMALL_ON_CPU} channels, too few to gain time on a CPU"] = None
-        return list(texts)
+        """What to know of a run on a device, or before the first, where it will be is guessed."""
+        places = {denoiser.name: device or place_of(denoiser) for denoiser in self.context.facts.denoisers}
+        return foretell([(layer, self.activations(layer)) for layer in self._all()], places)
 
-    def _tell_bad_activations(self) -> None:
-        """Names the layers whose activations were not finite in the first call that had any, or beyond what NVFP4 holds
-        with their scales."""
-        largest: dict[str, float] = {}
-        size = len(SEEN)
-        for denoiser, back in self._seen:
-            values = back.tolist()
-            broken = [
-                layer.name
-                for place, layer in enumerate(self.layers[denoiser])
-                if not all(math.isfinite(scale) for scale in values[size * place : size * place + 2])
-            ]
-            if broken:
-                text = f"{self.name}: activations of {_first(broken)} were not finite, and so are the results"
+    def _tell_of_replaced(self) -> None:
+        for denoiser in self.context.facts.denoisers:
+            there = {id(module) for module in denoiser.module.modules()}
+            gone = [layer.name for layer in self.layers[denoiser.name] if id(layer.module) not in there]
+            if gone:
+                text = (
+                    f"{self.name}: after enable something else was put in the place of {in_short(gone)}, and runs as "
+                    "it is: call accel.disable(pipe), and enable again"
+                )
                 self.context.recorder.note(text)
                 warnings.warn(text, AccelWarning, stacklevel=2)
-                break
-            # Each call has the largest of those before it too.
-            largest |= {layer.name: values[size * n + 1] for n, layer in enumerate(self.layers[denoiser])}
-        self._seen.clear()
-        cut = [name for name, scale in largest.items() if scale >= _LARGEST_SCALE]
-        lost = [name for name in largest if name in self._in_nvfp4 and largest[name] < _SMALLEST_SCALE]
-        for names, what in ((cut, "too large for NVFP4 here and were cut"), (lost, "zero or too small for NVFP4 here")):
-            if names:
-                text = f"activations of {_first(names)} were {what}: {self.remedy}"
-                self.context.recorder.note(f"{self.name}: {text}")
+
+    def _tell_of_activations(self) -> None:
+        broken = self._watch.broken()
+        if broken is not None:
+            self.context.recorder.note(f"{self.name}: {broken}")
+            warnings.warn(f"{self.name}: {broken}", AccelWarning, stacklevel=2)
+        for text in self._watch.unfit(self.remedy):
+            self.context.recorder.note(f"{self.name}: {text}")
+        self._watch = ActivationWatch(self.layers)
 
 
 def _nothing(left: Counter[str]) -> str:
@@ -308,13 +265,3 @@ def _nothing(left: Counter[str]) -> str:
 def _came_stored(layers: list[Layer]) -> bool:
     """Whether a denoiser's layers came with stored weights; then all of them did."""
     return bool(layers) and isinstance(layers[0].module, StoredLinear)
-
-
-def _place(denoiser: Denoiser) -> torch.device | None:
-    """Where a denoiser that is offloaded now will run, None where it is not."""
-    place = getattr(getattr(denoiser.module, "_hf_hook", None), "execution_device", None)
-    return None if place is None else torch.device(place)
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other layers"

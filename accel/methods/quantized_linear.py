@@ -144,7 +144,8 @@ def hold(
     linear.__class__ = kind
     linear.register_buffer("codes", stored[0], persistent=saved)
     linear.register_buffer("scales", stored[1].view(torch.uint8 if len(stored) == 3 else torch.int32), persistent=saved)
-    linear.register_buffer("tensor_scale", tensor_scale, persistent=saved)
+    # Where there is none, accelerate stumbles over the name of one that is not saved.
+    linear.register_buffer("tensor_scale", tensor_scale, persistent=saved or tensor_scale is None)
     # It follows from `rotated`, or is a calibration's.
     linear.register_buffer("activation_scale", scale, persistent=False)
     quantized.weight_format, quantized.rotated, quantized.weight_dtype = weight_format, rotated, weight.dtype

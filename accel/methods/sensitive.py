@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from accel.kernels.quantized_linear import Activation, stored_weight
 from accel.kernels.rotation import BLOCK
@@ -15,6 +16,8 @@ from accel.methods.quantization import Quantization, QuantizationConfig
 from accel.methods.quantized_linear import store
 from accel.methods.stored_linear import StoredLinear
 from accel.methods.weight_bytes import WeightFormat
+
+StaticFormat = Literal["int8", "16bit"]
 
 
 class SparingConfig(QuantizationConfig):
@@ -26,7 +29,7 @@ class SparingConfig(QuantizationConfig):
     """
 
     static_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    static_format: Literal["int8", "16bit"] = "int8"
+    static_format: StaticFormat = "int8"
 
 
 class Sparing(Quantization):
@@ -45,7 +48,8 @@ class Sparing(Quantization):
     def spared(self, layer: Layer) -> bool:
         """Whether the layer is among the most sensitive of its denoiser."""
         if isinstance(layer.module, StoredLinear):
-            return False
+            # What came stored otherwise was spared when it was.
+            return layer.module.weight_format == "int8" and not layer.modulation
         if layer.denoiser not in self._spared:
             # The first question comes before any weight is converted.
             asked = [each for each in self.layers[layer.denoiser] if not each.modulation]
@@ -65,8 +69,13 @@ class Sparing(Quantization):
         return "int8" if self.spared(layer) else self.low_activation(layer)
 
     def _error(self, layer: Layer) -> float:
-        """|W - Q(W)| / |W|, in the norm of all numbers, rotated where it would be."""
-        weight = layer.module.weight.detach().float()
+        weight = layer.module.weight.detach()
         rotated = self.rotates(layer) and layer.module.in_features % BLOCK == 0
-        error = (weight - stored_weight(store(weight, "nvfp4", rotated), rotated, weight.dtype)).norm() / weight.norm()
-        return error.nan_to_num(0.0).item()
+        return lost(weight, store(weight, "nvfp4", rotated), rotated)
+
+
+def lost(weight: Tensor, stored: tuple[Tensor, ...], rotated: bool) -> float:
+    """|W - Q(W)| / |W| of a weight and of what `store` made of it, in the norm of all numbers; 0 where it is none."""
+    wide = weight.float()
+    error = (wide - stored_weight(stored, rotated, wide.dtype)).norm() / wide.norm()
+    return error.nan_to_num(0.0).item()

@@ -73,9 +73,10 @@ class Board:
         return block in self._kept_dense
 
     def keep_change(self, block: int) -> None:
-        """Says, before a block is computed, that what it changes will be kept for later steps."""
+        """Says, before a block is computed, that a cache means to keep what it changes; where the tokens turn out to be
+        changed in place, it cannot."""
         self._kept_changes.add(block)
 
     def change_kept(self, block: int) -> bool:
-        """Whether what the block changes will be kept for later steps."""
+        """Whether a cache means to keep what the block changes, for later steps."""
         return block in self._kept_changes

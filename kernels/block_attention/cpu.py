@@ -54,7 +54,7 @@ def block_attention(
     bias = _bias(counted).view(batch, -1, block_size)
     number = number_of_blocks(length, block_size)
     out = query.new_empty(batch, number * block_size, heads, size)
-    lse = torch.empty(batch, heads, number, block_size)
+    lse = query.new_empty((batch, heads, number, block_size), dtype=torch.float32)
     group = heads // key.shape[2]
     for b in range(batch):
         exists = room[b] > 0
@@ -135,7 +135,7 @@ def _listed(
 ) -> Part:
     """Attention of one head's query blocks (NQ, block size, D) over the blocks in their lists (NQ, K)."""
     number, block_size, size = rows.shape
-    out, lse = torch.empty(rows.shape, dtype=rows.dtype), torch.empty(number, block_size)
+    out, lse = rows.new_empty(rows.shape), rows.new_empty((number, block_size), dtype=torch.float32)
     threads = torch.get_num_threads()
     at_once = _GATHERED if threads == 1 else _GATHERED_BESIDE_OTHERS * threads
     for kind, repeats in zip(*(x.tolist() for x in kinds.unique(return_counts=True)), strict=True):
@@ -164,7 +164,7 @@ def _listed(
 
 def _existing(blocks: Tensor, counts: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     """The lists without blocks of size 0, with a block that exists behind their ends."""
-    listed = torch.arange(blocks.shape[-1]) < counts[..., None]
+    listed = torch.arange(blocks.shape[-1], device=blocks.device) < counts[..., None]
     blocks = torch.where(listed, blocks, 0).to(torch.int64)
     missing = (room == 0)[:, None, None].expand(*blocks.shape[:-1], -1).gather(-1, blocks)
     if not (missing & listed).any():
@@ -176,7 +176,7 @@ def _existing(blocks: Tensor, counts: Tensor, room: Tensor) -> tuple[Tensor, Ten
 def _kinds(blocks: Tensor, counts: Tensor, room: Tensor, block_size: int) -> Tensor:
     """For each list, twice its length, and one more if it holds a block that is not full."""
     short = (room < block_size)[:, None, None].expand(*blocks.shape[:-1], -1).gather(-1, blocks)
-    short &= torch.arange(blocks.shape[-1]) < counts[..., None]
+    short &= torch.arange(blocks.shape[-1], device=blocks.device) < counts[..., None]
     return 2 * counts + short.any(-1)
 
 
@@ -208,4 +208,5 @@ def _rows(x: Tensor, block_size: int) -> Tensor:
 
 
 def _bias(counted: Tensor) -> Tensor:
-    return torch.where(counted, 0.0, -math.inf)
+    zeros = torch.zeros(counted.shape, dtype=torch.float32, device=counted.device)
+    return zeros.masked_fill_(~counted, -math.inf)

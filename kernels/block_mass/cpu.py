@@ -27,7 +27,7 @@ def block_mass(
     batch, queries, heads, _ = query.shape
     counts = blocks.token_counts(sizes, batch, key.shape[1], block_size, key.device)
     rows = blocks.token_counts(query_sizes, batch, queries, block_size, query.device)
-    mass = torch.empty(batch, heads, rows.shape[1], counts.shape[1])
+    mass = query.new_empty((batch, heads, rows.shape[1], counts.shape[1]), dtype=torch.float32)
     tail_mass = None if mean_key is None else torch.empty_like(mass)
     if mass.numel() == 0:
         return mass, tail_mass
@@ -64,7 +64,7 @@ def _add_up(
     width: int,
 ) -> None:
     """mass = sums of exp2(queries keys^T - levels) over `block_size` rows and `width` columns, but for the padding."""
-    scratch = torch.empty(_ROWS * _COLUMNS)
+    scratch = mass.new_empty(_ROWS * _COLUMNS)
     for top in range(0, len(queries), _ROWS):
         some = slice(top, min(top + _ROWS, len(queries)))
         height = some.stop - some.start

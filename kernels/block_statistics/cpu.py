@@ -22,8 +22,8 @@ def block_statistics(
     batch, length, heads, size = key.shape
     counts = blocks.token_counts(sizes, batch, length, block_size, key.device)
     mean_key, mean_value = _means(key, block_size, counts), _means(value, block_size, counts)
-    matrix = torch.zeros(batch, heads, size, size)
-    norms = torch.zeros(batch, heads, counts.shape[1])
+    matrix = mean_key.new_zeros(batch, heads, size, size)
+    norms = mean_key.new_zeros(batch, heads, counts.shape[1])
     # The norm wants the matrix of one block at a time; without it a group of blocks is one product.
     group = block_size if spread else max(_TOKENS, block_size)
     whole = length // block_size * block_size
@@ -63,7 +63,7 @@ def _centred(x: Tensor, means: Tensor) -> Tensor:
 
 def _means(x: Tensor, block_size: int, counts: Tensor) -> Tensor:
     batch, length, heads, size = x.shape
-    means = torch.empty(batch, counts.shape[1], heads, size)
+    means = x.new_empty((batch, counts.shape[1], heads, size), dtype=torch.float32)
     whole = length // block_size
     means[:, :whole] = x[:, : whole * block_size].unflatten(1, (whole, block_size)).mean(dim=2, dtype=torch.float32)
     # What padding did to its own block is overwritten; the other blocks have not seen it.

@@ -51,12 +51,13 @@ def _result_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _statistics(delta: Tensor, input: Tensor, previous: Tensor | None) -> Tensor:
     if delta.numel() == 0:
-        return torch.zeros(5)
+        return delta.new_zeros(5, dtype=torch.float32)
     flat = delta.view(-1)
     low, high = torch.aminmax(flat)
     largest = torch.maximum(high, -low)
-    non_finite = torch.zeros(()) if largest.isfinite() else flat.isfinite().logical_not_().sum()
-    change = torch.zeros(()) if previous is None else _sum_of_squares(flat, previous.reshape(-1))
+    zero = delta.new_zeros(())
+    non_finite = zero if largest.isfinite() else flat.isfinite().logical_not_().sum()
+    change = zero if previous is None else _sum_of_squares(flat, previous.reshape(-1))
     stats = [_sum_of_squares(flat), _sum_of_squares(input.reshape(-1)), change, largest, non_finite]
     return torch.stack([value.float() for value in stats])
 
@@ -66,7 +67,7 @@ def _sum_of_squares(values: Tensor, minus: Tensor | None = None) -> Tensor:
     wide = torch.promote_types(values.dtype, torch.float32)
     if minus is None and values.dtype == wide:
         return _sum_of_squares_in_place(values)
-    scratch = torch.empty(min(_PIECE, values.numel()), dtype=wide)
+    scratch = values.new_empty(min(_PIECE, values.numel()), dtype=wide)
     sums = []
     for start in range(0, values.numel(), _PIECE):
         piece = values[start : start + _PIECE]

@@ -159,7 +159,7 @@ def _compute(
     delta = torch.empty_like(output, dtype=held, memory_format=torch.contiguous_format)
     new_slope = None if gap is None else torch.empty_like(delta)
     if delta.numel() == 0:
-        return delta, new_slope, torch.zeros(5, device=output.device)
+        return delta, new_slope, torch.zeros(5, dtype=torch.float32, device=output.device)
     # Kernels take a tensor at every place; one that is not there is never read or written.
     after, before, stored, sloped = _as_rows(
         output, input, input if previous is None else previous, input if slope is None else slope

@@ -13,8 +13,10 @@ __all__ = ["dequantize_nvfp4", "nvfp4_to_int8", "quantize_nvfp4", "tensor_scale"
 _PIECE = 1 << 16
 _SIGNED = (*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES))
 # The two numbers of each byte.
-_PAIRS = torch.tensor([(_SIGNED[byte & 15], _SIGNED[byte >> 4]) for byte in range(256)], dtype=torch.float32)
-_MAGNITUDES = torch.tensor(MAGNITUDES, dtype=torch.float32)
+_PAIRS = torch.tensor(
+    [(_SIGNED[byte & 15], _SIGNED[byte >> 4]) for byte in range(256)], dtype=torch.float32, device="cpu"
+)
+_MAGNITUDES = torch.tensor(MAGNITUDES, dtype=torch.float32, device="cpu")
 
 
 def quantize_nvfp4(x: Tensor, tensor_scale: Tensor, by_error: bool, rotate: bool) -> tuple[Tensor, Tensor]:

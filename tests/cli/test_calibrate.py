@@ -40,6 +40,15 @@ def test_mixed_by_a_file_of_prompts_and_what_to_do_next(make: Accel, accel: Acce
     assert refused.code == 2 and "made for rotate=False: calibrate again" in refused.err
 
 
+def test_nvfp4_and_what_to_do_next(make: Accel, tmp_path: Path) -> None:
+    result = make("calibrate", "nvfp4", "--size", "quick", "--steps", "1", "--prompt", PROMPT, "-o", "n.json")
+    assert "n.json: NVFP4 activations of 80 layers are scaled by powers of two from " in result.out
+    assert len(json.loads((tmp_path / "n.json").read_text())["scales"]) == 80
+    make(*next_command(result.out), "-o", "a.gif")
+    figures = side_file(tmp_path / "a.gif")["summary"]["runs"][0]["methods"]["nvfp4"]
+    assert figures["activation_scales"].endswith(" as calibrated") and figures["calls"]["nvfp4"] > 0
+
+
 def test_flashblock_and_what_to_do_next(make: Accel, tmp_path: Path) -> None:
     result = make(*FLASHBLOCK, "--set", "density=0.5", "--set", "dense_steps=0", "--format", "json", "-o", "f.json")
     data = result.json
@@ -55,7 +64,7 @@ def test_flashblock_and_what_to_do_next(make: Accel, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["calibrate"], "missing argument 'method'"),
-        (["calibrate", "tdc"], "'tdc' is not one of 'flashblock', 'mixed'"),
+        (["calibrate", "tdc"], "'tdc' is not one of 'flashblock', 'mixed', 'nvfp4'"),
         ([*MIXED, "-o", "a.json"], "there is no prompt: give some with --prompt, or a file"),
         ([*MIXED, "-o", "a.json", "--prompt", ""], "the prompt is empty"),
         ([*MIXED, "-o", "a.json", "--prompts", "gone.txt"], "cannot read the prompts gone.txt: no such file"),

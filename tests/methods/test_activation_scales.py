@@ -15,7 +15,9 @@ import accel
 from accel.errors import AccelError
 from accel.kernels.nvfp4 import quantize_nvfp4
 from accel.kernels.quantized_linear import fitting_scale
-from accel.measure.calibration import calibrate_mixed
+from accel.measure.calibration import calibrate_mixed, calibrate_nvfp4
+from accel.methods.activation_scales import Largest, ScaleCalibration
+from accel.methods.layer_choice import Layer
 from accel.methods.precision_calibration import Calibration
 from accel.methods.quantized_linear import QuantizedLinear
 from tests.methods.quantized import CASE, enable, last, linear, quantized, run
@@ -107,7 +109,7 @@ def test_a_calibration_finds_scales_that_gain(tmp_path: Any) -> None:
             assert f"transformer.{large} were too large for NVFP4 here and were cut: calibrate" in text
             assert f"transformer.{tiny} were zero or too small for NVFP4 here: calibrate" in text
         else:
-            assert "NVFP4 activations scaled by powers of two as calibrated, " in text
+            assert "NVFP4 activations scaled by powers of two from " in text and " as calibrated" in text
             assert "too large" not in text and "too small" not in text
     for layer in (large, tiny):
         assert errors["calibrated", layer] < 0.2 and errors["fixed", layer] > 0.8, errors
@@ -162,3 +164,81 @@ def test_weights_that_came_stored_keep_no_scale(tmp_path: Any) -> None:
     with enable(pipe, quantize="mixed", calibration=path):
         assert len(set(scales(pipe).values())) > 2
     assert set(scales(pipe).values()) == {4.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*emulated on:accel.errors.AccelWarning")
+def test_a_calibration_of_nvfp4_finds_scales_that_gain(tmp_path: Any) -> None:
+    pipe = odd_pipeline()
+    plain = run(pipe, num_inference_steps=2)
+    large, tiny = (f"blocks.{block}.attn1.to_out.0" for block in (1, 2))
+    others = ("blocks.0", "blocks.3", "*.attn2", "*.ffn", "*.to_q", "*.to_k", "*.to_v")
+    config = accel.NVFP4Config(modules_to_not_convert=others)
+    found = calibrate_nvfp4(pipe, [lambda: run(pipe, num_inference_steps=2)], config=config)
+    assert torch.equal(run(pipe, num_inference_steps=2), plain), "it comes back as it was"
+    assert set(found.scales) == {f"transformer.{large}", f"transformer.{tiny}"}
+    assert found.scales[f"transformer.{large}"] > 2.0**5 and found.scales[f"transformer.{tiny}"] < 2.0**-10
+    assert found.describe().startswith("NVFP4 activations of 2 layers are scaled by powers of two from ")
+    path = str(found.save(tmp_path / "nvfp4.json"))
+    assert ScaleCalibration.load("nvfp4", path) == found
+
+    errors = {}
+    for name, calibration in (("fixed", None), ("calibrated", path)):
+        last_call: dict[str, Any] = {}
+        session = enable(pipe, quantize=config, calibration=calibration)
+        with session, watching(pipe, (large, tiny), last_call):
+            run(pipe, num_inference_steps=2)
+        for layer, (x, result) in last_call.items():
+            exact = pipe.transformer.get_submodule(layer)(x)
+            errors[name, layer] = ((result - exact).norm() / exact.norm()).item()
+        said, text = last(session)["activation_scales"], str(session.summary())
+        if calibration is None:
+            assert said == "1, or 4 where rotated" and "were cut: calibrate" in text
+        else:
+            assert said.startswith("powers of two from ") and said.endswith(" as calibrated")
+            assert "too large" not in text and "too small" not in text
+    for layer in (large, tiny):
+        assert errors["calibrated", layer] < 0.2 and errors["fixed", layer] > 0.8, errors
+
+    with enable(pipe, quantize="nvfp4", calibration=path) as session:
+        run(pipe, num_inference_steps=1)
+    assert last(session)["activation_scales"].endswith(" as calibrated, 38 others by 1, or 4 where rotated")
+    for settings, message in (
+        ({"rotate": True}, "was made for rotate=False: calibrate again"),
+        ({"quantize": "mixed"}, "it has no errors of layers, and `accel calibrate mixed` makes one"),
+        ({"calibration": "gone.json"}, "cannot read the calibration gone.json"),
+    ):
+        with pytest.raises(AccelError, match=message):
+            enable(pipe, **{"quantize": "nvfp4", "calibration": path, **settings})
+    with pytest.raises(AccelError, match="a calibration is made without another"):
+        calibrate_nvfp4(pipe, [], config=accel.NVFP4Config(calibration=path))
+    with torch.no_grad():
+        pipe.transformer.blocks[0].attn1.to_q.weight *= 2
+    with pytest.raises(AccelError, match="was made for other weights: calibrate again"):
+        enable(pipe, quantize="nvfp4", calibration=path)
+
+
+def test_a_calibration_of_nvfp4_takes_its_own_files_alone(tmp_path: Any) -> None:
+    mixed = Calibration("f", "nvfp4", True, {"a": (1.0, 0.0)}, {"a": 1.0}, [0.1, 0.2], {"a": 0.5})
+    with pytest.raises(AccelError, match="it was made for mixed, and `accel calibrate nvfp4` makes one"):
+        ScaleCalibration.load("nvfp4", mixed.save(tmp_path / "mixed.json"))
+    path = ScaleCalibration("f", False, {"a": 0.5}).save(tmp_path / "nvfp4.json")
+    data = json.loads(path.read_text())
+    for wrong in ({"version": 2}, {"scales": {"a": 0.75}}, {"odd": 1}):
+        path.write_text(json.dumps({**data, **wrong}))
+        with pytest.raises(AccelError, match=r"nvfp4 cannot read the calibration .*nvfp4\.json"):
+            ScaleCalibration.load("nvfp4", path)
+
+
+def test_nothing_is_calibrated_on_nothing_or_on_what_is_not_finite() -> None:
+    layer = Layer("transformer", 0, "a", linear(), 0, False)
+    for magnitudes, message in (
+        ((), "measured nothing"),
+        ((0.0,), "measured nothing"),
+        ((1.0, math.nan, 2.0), r"activations of transformer\.a were not finite"),
+        ((math.inf,), "were not finite"),
+    ):
+        largest = Largest()
+        for magnitude in magnitudes:
+            largest.add(layer, magnitude)
+        with pytest.raises(AccelError, match=message):
+            largest.calibration("nvfp4", "f", False)
