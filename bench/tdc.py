@@ -15,7 +15,6 @@ from typing import Any
 
 from accel.config import AccelConfig
 from accel.measure.rivals import RIVALS, missing
-from accel.presets import preset
 from bench.clips import Row
 from bench.comparison import main
 from bench.tables import Figure
@@ -30,6 +29,9 @@ PUBLISHED_THRESHOLDS = {24: (0.08, 0.12, 0.2), 50: (0.04, 0.06, 0.1)}
 PISA = {"method": "pisa", "density": 0.5, "dense_steps": 0.25, "dense_layers": 0}
 # Attention that leaves blocks out in some steps and not in others makes their change less steady.
 PISA_THRESHOLDS = {24: (0.2, 0.4), 50: (0.1, 0.2)}
+# Interval, share of the blocks, and steps that are always computed.
+DELTA = ((2, 0.5, 0.2), (2, 0.75, 0.1), (3, 0.75, 0.1))
+DELTA_PUBLISHED = {"method": "delta", "interval": 2, "cached_blocks": 0.75, "boundary": 0.4, "dense_steps": 0.0}
 ADASPA = {"method": "adaspa", "density": 0.25}
 FLASHBLOCK = {"method": "flashblock"}
 # Of each rival, settings that come near the last two costs.
@@ -87,7 +89,12 @@ def rows(pipe: Any, steps: int) -> dict[str, Row]:
     found["adaspa + flashblock"] = Row(steps, AccelConfig.from_dict({"attention": ADASPA, "cache": FLASHBLOCK}))
     tdc = {"method": "tdc", "threshold": nearest(THRESHOLDS, steps)[0]}
     found["tdc + flashblock"] = Row(steps, AccelConfig.from_dict({"cache": [tdc, FLASHBLOCK]}))
-    found["delta, balanced"] = Row(steps, preset("balanced"))
+    for interval, share, dense in DELTA:
+        delta = {"method": "delta", "interval": interval, "cached_blocks": share, "dense_steps": dense}
+        found[f"delta, interval {interval}, {share:g} of the blocks"] = Row(
+            steps, AccelConfig.from_dict({"cache": delta})
+        )
+    found["delta as published"] = Row(steps, AccelConfig.from_dict({"cache": DELTA_PUBLISHED}))
     for cost in COSTS:
         fewer = math.ceil(steps / cost)
         found[f"plain, {fewer} steps"] = Row(fewer)
