@@ -7,8 +7,9 @@ found at the last computed step, for each step since the one before; without a s
 the longer it is followed, so that with a slope the second step skipped in a row counts twice, the third three times.
 
 Neither says what an error does to the result. One made early is carried through all steps to come, while the picture
-takes shape: in the built-in model a drift at a fraction p of the run moves the result about as 1/p² does, until nearly
-half of it is over (`python -m bench.one_step`). `early_weight` is that, and ours.
+takes shape: in the built-in model one step left out early moves the result far more than one left out later
+(`python -m bench.one_step`). `early_weight` counts for that; it is ours, and its form, 1/p² at a fraction p of the run,
+is chosen, not derived.
 """
 
 from __future__ import annotations

@@ -113,17 +113,17 @@ def standing(
     for each of the others a remark with the reason. Of two optional ones that exclude each other the first stays.
     """
     kept = [config for config in configs if config.method not in optional]
-    remarks = []
+    left_out = []
     for config in configs:
         if config in kept:
             continue
         try:
             checked([*kept, config], place)
         except AccelError as error:
-            remarks.append(f"{config.method} is left out: {error}")
+            left_out.append(f"{config.method} is left out: {error}")
         else:
             kept.append(config)
-    return checked([config for config in configs if config in kept], place), tuple(remarks)
+    return checked([config for config in configs if config in kept], place), tuple(left_out)
 
 
 def remarks(method: Method, num_steps: int, device: str) -> list[str]:
