@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"cache": [{"method": "tdc", "threshold": 0.1}], "optional": ["tdc"]},
     "fast": {
         "attention": {"method": "pisa", "min_tokens": 4096},
-        "cache": [{"method": "tdc", "threshold": 0.2}],
+        "cache": [{"method": "tdc", "threshold": 0.4}],
         "optional": ["pisa", "tdc"],
     },
 }

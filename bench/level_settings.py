@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "tdc": {
         f"threshold {threshold:g}, {skips} skips": {"cache": _tdc(threshold, skips)}
-        for threshold, skips in ((0.1, 3), (0.2, 3), (0.4, 3), (0.8, 3), (0.4, 5), (0.8, 5), (1.6, 8))
+        for threshold, skips in ((0.2, 3), (0.4, 3), (0.8, 5), (1.6, 5), (3.2, 5), (6.4, 8), (12.8, 8))
     },
     "flashblock": {f"interval {interval}": {"cache": {**_FLASHBLOCK, "interval": interval}} for interval in (3, 6)},
     "pisa": {f"density {density:g}": {"attention": _pisa(density)} for density in (0.5, 0.35, 0.25, 0.125)},
@@ -50,16 +50,20 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "int8": {"all linears": {"quantize": _INT8}},
     "mixed": {f"{bits} bits": {"quantize": {"method": "mixed", "target_bits": float(bits)}} for bits in (6, 7)},
     "combination": {
-        "tdc 0.2 + adaspa 0.5": {"cache": _tdc(0.2), "attention": _adaspa(0.5)},
         "tdc 0.4 + adaspa 0.5": {"cache": _tdc(0.4), "attention": _adaspa(0.5)},
-        "tdc 0.8 (5 skips) + adaspa 0.5": {"cache": _tdc(0.8, 5), "attention": _adaspa(0.5)},
+        "tdc 1.6 (5 skips) + adaspa 0.5": {"cache": _tdc(1.6, 5), "attention": _adaspa(0.5)},
+        "tdc 3.2 (5 skips) + adaspa 0.5": {"cache": _tdc(3.2, 5), "attention": _adaspa(0.5)},
         "tdc 0.4 + adaspa 0.25": {"cache": _tdc(0.4), "attention": _adaspa(0.25)},
         "tdc 0.2 + pisa 0.5": {"cache": _tdc(0.2), "attention": _pisa(0.5)},
         "tdc 0.4 + pisa 0.35": {"cache": _tdc(0.4), "attention": _pisa(0.35)},
         "tdc 0.4 + flashblock": {"cache": [_tdc(0.4), _FLASHBLOCK]},
         "adaspa 0.5 + flashblock": {"attention": _adaspa(0.5), "cache": _FLASHBLOCK},
-        "tdc 0.2 + int8": {"cache": _tdc(0.2), "quantize": _INT8},
-        "tdc 0.4 + adaspa 0.5 + int8": {"cache": _tdc(0.4), "attention": _adaspa(0.5), "quantize": _INT8},
+        "tdc 1.6 (5 skips) + int8": {"cache": _tdc(1.6, 5), "quantize": _INT8},
+        "tdc 1.6 (5 skips) + adaspa 0.5 + int8": {
+            "cache": _tdc(1.6, 5),
+            "attention": _adaspa(0.5),
+            "quantize": _INT8,
+        },
     },
 }
 RIVALS: dict[str, dict[str, dict[str, Any]]] = {

@@ -21,7 +21,7 @@ from bench.tables import Figure
 # About how many times fewer block calls the settings are chosen to make.
 COSTS = (1.6, 1.9, 2.3)
 # Settings at these costs, in this order, by the number of steps they are for: the more steps, the less changes in one.
-THRESHOLDS = {24: (0.05, 0.1, 0.2, 0.4), 50: (0.025, 0.05, 0.1, 0.2)}
+THRESHOLDS = {24: (0.05, 0.1, 0.2, 0.3, 0.4), 50: (0.05, 0.1, 0.2, 0.4)}
 # What is published is a unit for each block, plain reuse, two steps in a row at most, and no weight of early steps.
 PUBLISHED = {"units": "blocks", "order": 0, "max_skips": 2, "early": 0.0}
 PUBLISHED_THRESHOLDS = {24: (0.08, 0.12, 0.2), 50: (0.04, 0.06, 0.1)}

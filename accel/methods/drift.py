@@ -3,8 +3,9 @@
 Source: the temporal delta cache of 6Bit-Diffusion (arXiv 2603.18742, section 4.2). There the drift of a step is
 |Delta - Delta'| / |Delta'| of the last two changes. Here it is |Delta - what a reuse would have added| / |Delta|, as
 found at the last computed step, for each step since the one before; without a slope both are the same but for the norm
-(root mean square in place of the mean magnitude) and the change that it is relative to. A line leaves the curve faster
-the longer it is followed, so that with a slope the second step skipped in a row counts twice, the third three times.
+(root mean square in place of the mean magnitude) and the change that it is relative to. A line leaves the curve as the
+square of the way that it is followed, so that with a slope the second step skipped in a row counts four times, the third
+nine times.
 
 Neither says what an error does to the result. One made early is carried through all steps to come, while the picture
 takes shape: in the built-in model one step left out early moves the result far more than one left out later
@@ -50,7 +51,7 @@ class Drift:
         self.rate, self.accumulated, self.skips = rate, 0.0, 0
 
     def _next(self) -> float:
-        return (self.rate or 0.0) * (self.skips + 1) ** self.order
+        return (self.rate or 0.0) * (self.skips + 1) ** (2 * self.order)
 
 
 def early_weight(progress: float, early: float) -> float:

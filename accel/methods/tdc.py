@@ -47,7 +47,7 @@ class TemporalDeltaCacheConfig(MethodConfig):
         order: 1 continues a change along a line through its last two captures and holds two tensors for each; 0 reuses
             it as it is, as published.
         early: Fraction of the run in which drift counts more, because the result depends more on it: at a fraction p of
-            the run (early / p)² times. 0.45 is chosen by us (bench/results/cpu/one_step_quick.md); the paper has no
+            the run (early / p)² times. 0.35 is chosen by us (bench/results/cpu/one_step_quick.md); the paper has no
             such weight, which is 0.
         dense_steps: Fraction of the run's steps, from the start, always computed, at least as many as it takes to know
             a drift. 0.1 is chosen by us.
@@ -77,7 +77,7 @@ class TemporalDeltaCacheConfig(MethodConfig):
     max_skips: Annotated[int, Field(ge=0)] = 3
     units: Annotated[int, Field(ge=1)] | Literal["blocks", "probe"] = 1
     order: Literal[0, 1] = 1
-    early: Fraction = 0.45
+    early: Fraction = 0.35
     dense_steps: Fraction = 0.1
     dense_final_steps: Fraction = 0.02
     delta_dtype: Literal["model", "bfloat16", "float8"] = "model"
