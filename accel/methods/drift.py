@@ -4,8 +4,8 @@ Source: the temporal delta cache of 6Bit-Diffusion (arXiv 2603.18742, section 4.
 |Delta - Delta'| / |Delta'| of the last two changes. Here it is |Delta - what a reuse would have added| / |Delta|, as
 found at the last computed step, for each step since the one before; without a slope both are the same but for the norm
 (root mean square in place of the mean magnitude) and the change that it is relative to. A line leaves the curve as the
-square of the way that it is followed, so that with a slope the second step skipped in a row counts four times, the third
-nine times.
+square of the way that it is followed, so that with a slope the second step skipped in a row counts four times, the
+third nine times.
 
 Neither says what an error does to the result. One made early is carried through all steps to come, while the picture
 takes shape: in the built-in model one step left out early moves the result far more than one left out later
