@@ -14,8 +14,8 @@ from accel.config import AccelConfig
 from accel.errors import AccelError
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quality": {"cache": [{"method": "tdc", "threshold": 0.05}], "optional": ["tdc"]},
-    "balanced": {"cache": [{"method": "tdc", "threshold": 0.1}], "optional": ["tdc"]},
+    "quality": {"cache": [{"method": "tdc", "threshold": 0.1}], "optional": ["tdc"]},
+    "balanced": {"cache": [{"method": "tdc", "threshold": 0.2}], "optional": ["tdc"]},
     "fast": {
         "attention": {"method": "pisa", "min_tokens": 4096},
         "cache": [{"method": "tdc", "threshold": 0.4}],

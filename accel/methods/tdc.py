@@ -39,7 +39,7 @@ class TemporalDeltaCacheConfig(MethodConfig):
 
     Attributes:
         threshold: Drift at which a unit is computed again, relative to its change; 0 skips nothing and gives the bits
-            of the plain pipeline. The paper names no value; 0.1 is chosen by us.
+            of the plain pipeline. The paper names no value; 0.2 is chosen by us.
         max_skips: Most steps skipped in a row. The paper uses 2; 3 is chosen by us for a change that is continued.
         units: How many units of neighbouring blocks are decided on, each with a change of its own; "blocks" makes each
             block one, as published; "probe" computes the first block always and decides on all others by the drift of
@@ -73,7 +73,7 @@ class TemporalDeltaCacheConfig(MethodConfig):
         "dense_final_steps": "raise",
     }
 
-    threshold: Annotated[float, Field(ge=0.0)] = 0.1
+    threshold: Annotated[float, Field(ge=0.0)] = 0.2
     max_skips: Annotated[int, Field(ge=0)] = 3
     units: Annotated[int, Field(ge=1)] | Literal["blocks", "probe"] = 1
     order: Literal[0, 1] = 1

@@ -47,7 +47,7 @@ def test_a_video_with_its_side_file(make: Accel, tmp_path: Path) -> None:
 
     # The configuration is said before the run, what ran after it, and stderr holds nothing else.
     lines = result.out.splitlines()
-    assert "seed 7" in lines[0] and lines[1].startswith("balanced: cache tdc (threshold=0.1")
+    assert "seed 7" in lines[0] and lines[1].startswith("balanced: cache tdc (threshold=0.2")
     assert "tdc: reused" in result.out and "circle.mp4: 9 frames of 128x128 at 8 fps" in lines
     assert result.err == ""
 
