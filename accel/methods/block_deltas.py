@@ -36,14 +36,15 @@ _IN_PLACE = "the tokens are changed in place, by a block or between blocks"
 class Plan:
     """What a rule wants of a unit of neighbouring blocks in one call: to reuse its change or to capture it.
 
-    A change that was captured before step `since` is too old to be reused. With `asks`, the rule decides when the call
-    has come to the unit.
+    A change that was captured before step `since` is too old to be reused; of its slope the share `reach` is followed.
+    With `asks`, the rule decides when the call has come to the unit.
     """
 
     blocks: range = range(0)
     reuse: bool = False
     capture: bool = False
     since: int = 0
+    reach: float = 1.0
     asks: bool = False
 
 
@@ -51,9 +52,8 @@ class Plan:
 class Captured:
     """A unit whose change was captured in a call.
 
-    `statistics` is float32 (5,) on the device, summed over the unit's streams: sum(d²), sum(input²), sum((d - what a
-    reuse would have added)²), and of `compute_delta` the rest. `gap` is the number of steps since the capture before,
-    None when there was none to compare with.
+    `statistics` is float32 (6,) on the device: those of `accel.kernels.delta`, summed over the unit's streams. `gap` is
+    the number of steps since the capture before, None when there was none to compare with.
     """
 
     blocks: range
@@ -190,7 +190,7 @@ class BlockDeltas:
             return self._computed(site, moment, proceed(*args, **kwargs))
         streams = site.streams(args, kwargs)
         if plan.reuse:
-            reused = self._reuse(branch, site, streams, moment.step)
+            reused = self._reuse(branch, site, streams, moment.step, plan.reach)
             if reused is not None:
                 self._context.board.post(self._name, "reused", moment, site.index)
                 return site.pack(reused)
@@ -245,7 +245,7 @@ class BlockDeltas:
                 del branch.segments[first]
         return plan
 
-    def _reuse(self, branch: _Branch, site: BlockSite, streams: Streams, step: int) -> Streams | None:
+    def _reuse(self, branch: _Branch, site: BlockSite, streams: Streams, step: int, reach: float) -> Streams | None:
         if branch.active is not None and site.index <= branch.active.last:
             return streams
         branch.active = branch.segments.get(site.index)
@@ -254,7 +254,7 @@ class BlockDeltas:
             self._context.recorder.fallback(self._name, reason)
             branch.active = None
             return None
-        distance = step - branch.active.step
+        distance = reach * (step - branch.active.step)
         return tuple(
             apply_delta(stream, *delta.read(stream.dtype), distance)
             for stream, delta in zip(streams, branch.active.deltas, strict=True)

@@ -54,8 +54,8 @@ class HeldDelta:
     ) -> tuple[HeldDelta, Tensor]:
         """The change `output - hidden`, held in `dtype` (None for that of the stream), and its statistics.
 
-        With an earlier change, captured `gap` steps before, the third statistic is the squared distance from what a
-        reuse of that one would have added here; with `sloped` both give the slope.
+        With an earlier change, captured `gap` steps before, the third statistic is the squared distance from that one
+        as its whole slope continues it, and the last from that one as it was; with `sloped` both give the slope.
         """
         held = output.dtype if dtype in (None, FLOAT8) else dtype
         slope = None

@@ -7,7 +7,8 @@ comes first, and used for all, while each branch adds its own change.
 
 Published is one unit for each block and a change that is reused as it is. By what `python -m bench.tdc` prints, one
 unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923, at order 1) is far better at
-equal speed, and it holds the least memory: that is the default, with more weight on the drift of early steps.
+equal speed, and it holds the least memory: that is the default, with the line followed as far as it held the last time,
+and more weight on the drift of early steps.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from accel.methods.arriving import Arriving, summed
 from accel.methods.base import Context, Keyword, MethodConfig, Toward, register, steps_in
 from accel.methods.block_cache import BlockCache
 from accel.methods.block_deltas import Captured, Plan, Streams
-from accel.methods.drift import Drift, early_weight, rate
+from accel.methods.drift import Drift, early_weight
 from accel.methods.held_delta import FLOAT8
 from accel.pipelines.context_parallel import Ranks, sharing_tokens
 from accel.pipelines.sites import Denoiser
@@ -44,8 +45,8 @@ class TemporalDeltaCacheConfig(MethodConfig):
         units: How many units of neighbouring blocks are decided on, each with a change of its own; "blocks" makes each
             block one, as published; "probe" computes the first block always and decides on all others by the drift of
             its change, as found in the same step (which waits for the device once a step). 1 is chosen by us.
-        order: 1 continues a change along a line through its last two captures and holds two tensors for each; 0 reuses
-            it as it is, as published.
+        order: 1 continues a change along a line through its last two captures, by the share of it that would have been
+            right at the last computed step, and holds two tensors for each; 0 reuses it as it is, as published.
         early: Fraction of the run in which drift counts more, because the result depends more on it: at a fraction p of
             the run (early / p)² times. 0.35 is chosen by us (bench/results/cpu/one_step_quick.md); the paper has no
             such weight, which is 0.
@@ -132,9 +133,12 @@ class TemporalDeltaCache(BlockCache):
             self._forget()
             self._period = period
         if moment.step != self._step:
+            self._receive()
+            if moment.branch != self._branch:
+                for drift in self._drifts.values():
+                    drift.forget_slope()
             self._step, self._branch = moment.step, moment.branch
             self._ranks = sharing_tokens(denoiser.module)
-            self._receive()
             layout = self._layout(denoiser, streams)
             if self.config.units == "probe" and len(layout) == 2:
                 probe, rest = layout
@@ -146,8 +150,8 @@ class TemporalDeltaCache(BlockCache):
 
     def decide(self, moment: Moment, plan: Plan) -> Plan:
         """On the blocks behind the probe, whose change of this step has just been found."""
-        for (_, gap), parts in self._arriving.take():
-            self._drifts[plan.blocks[0]].rate = rate(summed(parts), gap)
+        self._receive()
+        self._drifts[plan.blocks[0]].rate = self._drifts.setdefault(0, Drift(self.config.order)).rate
         decided = self._plan(moment.step, plan.blocks)
         self._plans = [decided if known is plan else known for known in self._plans]
         return decided
@@ -158,7 +162,7 @@ class TemporalDeltaCache(BlockCache):
 
     def _receive(self) -> None:
         for (unit, gap), parts in self._arriving.take():
-            self._drifts.setdefault(unit, Drift(self.config.order)).computed(rate(summed(parts), gap))
+            self._drifts.setdefault(unit, Drift(self.config.order)).computed(summed(parts), gap)
 
     def _plan(self, step: int, blocks: range) -> Plan:
         config = self.config
@@ -166,7 +170,7 @@ class TemporalDeltaCache(BlockCache):
         weight = early_weight(step / self._num_steps, config.early)
         if step in self._open and drift.may_skip(config.threshold, config.max_skips, weight):
             drift.skip(weight)
-            return Plan(blocks, reuse=True)
+            return Plan(blocks, reuse=True, reach=drift.reach)
         return Plan(blocks, capture=self._captures(step))
 
     def _captures(self, step: int) -> bool:

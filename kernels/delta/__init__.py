@@ -6,6 +6,8 @@ current h_a. A slope, the change of the delta per step, continues it along a lin
 order 1).
 """
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -23,12 +25,13 @@ def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None = None)
     Args:
         output: what the blocks made; any shape, float16, bfloat16, float32 or float64, contiguous or strided.
         input: what the blocks were given; shape, dtype and device of `output`.
-        previous: the delta of an earlier step, likewise; without it, its statistic is 0.
+        previous: the delta of an earlier step, likewise; without it, its statistics are 0.
 
     Returns:
         The delta, contiguous, in the dtype of the arguments (half types: subtracted in float32, rounded once),
-        and a float32 tensor of shape (5,) on the same device. With d for the rounded delta, it holds sum(d²),
-        sum(input²), sum((d - previous)²), max|d| and the number of elements of d that are not finite.
+        and a float32 tensor of shape (6,) on the same device. With d for the rounded delta, it holds sum(d²),
+        sum(input²), sum((d - previous)²), max|d|, the number of elements of d that are not finite, and once more
+        sum((d - previous)²).
         Sums are accumulated in float32, in an order that the shape decides: the same call gives the same bits.
         A NaN in d makes max|d| NaN; where d has elements that are not finite the sums may be so too, but their
         number is exact (up to 2²⁴, where float32 stops counting by ones). Empty tensors give zeros.
@@ -62,7 +65,7 @@ def update_delta(
     Returns:
         The delta and the slope in the dtype of `delta`, contiguous (computed in the wider of the two dtypes, at
         least float32, each rounded once), and the statistics of `compute_delta`, of d as it is held, with
-        sum((d - prediction)²) in the third place.
+        sum((d - prediction)²) in the third place and sum((d - delta)²) in the last.
 
     Raises:
         ValueError: shapes or devices differ, `gap` is below 1, or the forced form cannot run on the device.
@@ -78,7 +81,7 @@ def update_delta(
     return _update_delta(output, input, delta, slope, gap)
 
 
-def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: int = 0) -> Tensor:
+def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: float = 0.0) -> Tensor:
     """`input + (delta + distance * slope)` in the dtype of `input`.
 
     Delta-DiT, arXiv 2406.01125: a cached step, h_b = h_a + Delta_{a:b}; with a slope, Delta_{a:b} is continued along
@@ -88,7 +91,7 @@ def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None = None, dista
         input: the hidden states h_a; any shape, float16, bfloat16, float32 or float64, contiguous or strided.
         delta: shape and device of `input`; its dtype may be another of the four.
         slope: the change of the delta per step; shape, device and dtype of `delta`. Without it, the delta as it is.
-        distance: steps since the delta was captured.
+        distance: how many steps to follow the slope; used as the nearest float32.
 
     Returns:
         A new contiguous tensor. Half types are added in float32 and rounded once.
@@ -112,7 +115,7 @@ def _compute_delta(output: Tensor, input: Tensor, previous: Tensor | None = None
 @_compute_delta.register_fake
 def _(output: Tensor, input: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
     delta = torch.empty_like(output, memory_format=torch.contiguous_format)
-    return delta, output.new_empty(5, dtype=torch.float32)
+    return delta, output.new_empty(6, dtype=torch.float32)
 
 
 @torch.library.custom_op("accel::update_delta", mutates_args=())
@@ -125,14 +128,15 @@ def _update_delta(
 @_update_delta.register_fake
 def _(output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int) -> tuple[Tensor, Tensor, Tensor]:
     held = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    return held, torch.empty_like(held), output.new_empty(5, dtype=torch.float32)
+    return held, torch.empty_like(held), output.new_empty(6, dtype=torch.float32)
 
 
 @torch.library.custom_op("accel::apply_delta", mutates_args=())
-def _apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: int = 0) -> Tensor:
-    return implementation(__name__, input).apply_delta(input, delta, slope, distance)
+def _apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: float = 0.0) -> Tensor:
+    # As a kernel is given it.
+    return implementation(__name__, input).apply_delta(input, delta, slope, ctypes.c_float(distance).value)
 
 
 @_apply_delta.register_fake
-def _(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: int = 0) -> Tensor:
+def _(input: Tensor, delta: Tensor, slope: Tensor | None = None, distance: float = 0.0) -> Tensor:
     return torch.empty_like(input, memory_format=torch.contiguous_format)

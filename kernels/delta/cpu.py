@@ -16,7 +16,7 @@ _ROW = 1024
 def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
     # torch computes half types in float32 and rounds once, so this is already what the reference does.
     delta = torch.sub(output, input, out=_result_like(output))
-    return delta, _statistics(delta, input, previous)
+    return delta, _statistics(delta, input, previous, previous)
 
 
 def update_delta(
@@ -27,10 +27,10 @@ def update_delta(
     new = torch.sub(output.to(wide), input.to(wide)).to(delta.dtype).contiguous()
     per_step = torch.sub(new.to(wide), earlier).div_(gap).to(delta.dtype).contiguous()
     predicted = earlier if slope is None else slope.to(wide).mul(gap).add_(earlier)
-    return new, per_step, _statistics(new, input, predicted)
+    return new, per_step, _statistics(new, input, predicted, earlier)
 
 
-def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: int) -> Tensor:
+def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: float) -> Tensor:
     if slope is None:
         return torch.add(input, delta, out=_result_like(input))
     wide = _wide(input, delta)
@@ -49,16 +49,17 @@ def _result_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def _statistics(delta: Tensor, input: Tensor, previous: Tensor | None) -> Tensor:
+def _statistics(delta: Tensor, input: Tensor, predicted: Tensor | None, previous: Tensor | None) -> Tensor:
     if delta.numel() == 0:
-        return delta.new_zeros(5, dtype=torch.float32)
+        return delta.new_zeros(6, dtype=torch.float32)
     flat = delta.view(-1)
     low, high = torch.aminmax(flat)
     largest = torch.maximum(high, -low)
     zero = delta.new_zeros(())
     non_finite = zero if largest.isfinite() else flat.isfinite().logical_not_().sum()
-    change = zero if previous is None else _sum_of_squares(flat, previous.reshape(-1))
-    stats = [_sum_of_squares(flat), _sum_of_squares(input.reshape(-1)), change, largest, non_finite]
+    missed = zero if predicted is None else _sum_of_squares(flat, predicted.reshape(-1))
+    moved = missed if previous is predicted or previous is None else _sum_of_squares(flat, previous.reshape(-1))
+    stats = [_sum_of_squares(flat), _sum_of_squares(input.reshape(-1)), missed, largest, non_finite, moved]
     return torch.stack([value.float() for value in stats])
 
 

@@ -51,7 +51,8 @@ def _compute_delta(
     lanes = tl.arange(0, BLOCK)
     delta_squared = tl.zeros((BLOCK,), tl.float32)
     input_squared = tl.zeros((BLOCK,), tl.float32)
-    change_squared = tl.zeros((BLOCK,), tl.float32)
+    missed_squared = tl.zeros((BLOCK,), tl.float32)
+    moved_squared = tl.zeros((BLOCK,), tl.float32)
     largest = tl.zeros((BLOCK,), tl.int32)
     non_finite = tl.zeros((BLOCK,), tl.int32)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
@@ -70,6 +71,8 @@ def _compute_delta(
         input_squared += base * base
         if HAS_PREVIOUS:
             predicted = tl.load(previous + row * previous_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
+            moved = (exact - predicted).to(tl.float32)
+            moved_squared += moved * moved
             if MAKES_SLOPE:
                 # A division that is rounded once, as elsewhere; the plain one is approximate in float32.
                 steps = tl.full((BLOCK,), gap, WIDE)
@@ -81,8 +84,8 @@ def _compute_delta(
                 if HAS_SLOPE:
                     before_slope = tl.load(slope + row * slope_stride + column + lanes, mask=inside, other=0.0)
                     predicted += steps * before_slope.to(WIDE)
-            change = (exact - predicted).to(tl.float32)
-            change_squared += change * change
+            missed = (exact - predicted).to(tl.float32)
+            missed_squared += missed * missed
         # Without their sign, floats are in the order of their bits read as integers, with NaN above infinity:
         # a maximum of integers cannot lose a NaN.
         largest = tl.maximum(largest, value.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
@@ -92,16 +95,17 @@ def _compute_delta(
     partial = partials + tl.program_id(0)
     tl.store(partial, tl.sum(delta_squared))
     tl.store(partial + programs, tl.sum(input_squared))
-    tl.store(partial + 2 * programs, tl.sum(change_squared))
+    tl.store(partial + 2 * programs, tl.sum(missed_squared))
     tl.store(partial + 3 * programs, tl.max(largest).to(tl.float32, bitcast=True))
     tl.store(partial + 4 * programs, tl.sum(non_finite).to(tl.float32))
+    tl.store(partial + 5 * programs, tl.sum(moved_squared))
 
 
 @triton.jit
 def _finish_stats(partials, stats, programs, PROGRAMS: tl.constexpr):
     lanes = tl.arange(0, PROGRAMS)
     inside = lanes < programs
-    for statistic in tl.static_range(5):
+    for statistic in tl.static_range(6):
         values = tl.load(partials + statistic * programs + lanes, mask=inside, other=0.0)
         if statistic == 3:
             result = tl.max(values.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
@@ -159,7 +163,7 @@ def _compute(
     delta = torch.empty_like(output, dtype=held, memory_format=torch.contiguous_format)
     new_slope = None if gap is None else torch.empty_like(delta)
     if delta.numel() == 0:
-        return delta, new_slope, torch.zeros(5, dtype=torch.float32, device=output.device)
+        return delta, new_slope, torch.zeros(6, dtype=torch.float32, device=output.device)
     # Kernels take a tensor at every place; one that is not there is never read or written.
     after, before, stored, sloped = _as_rows(
         output, input, input if previous is None else previous, input if slope is None else slope
@@ -168,8 +172,8 @@ def _compute(
     blocks_per_row = triton.cdiv(columns, BLOCK)
     blocks = rows * blocks_per_row
     programs = min(blocks, MAX_PROGRAMS)
-    partials = torch.empty(5, programs, dtype=torch.float32, device=output.device)
-    stats = torch.empty(5, dtype=torch.float32, device=output.device)
+    partials = torch.empty(6, programs, dtype=torch.float32, device=output.device)
+    stats = torch.empty(6, dtype=torch.float32, device=output.device)
     with on_device(output):
         _compute_delta[(programs,)](
             after,
@@ -206,7 +210,7 @@ def _compute(
     return delta, new_slope, stats
 
 
-def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: int) -> Tensor:
+def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: float) -> Tensor:
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
     if output.numel() == 0:
         return output
@@ -223,7 +227,7 @@ def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: in
             base.stride(0),
             change.stride(0),
             sloped.stride(0),
-            float(distance),
+            distance,
             blocks_per_row,
             HAS_SLOPE=slope is not None,
             WIDE=_WIDE[torch.promote_types(input.dtype, delta.dtype)],

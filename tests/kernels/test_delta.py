@@ -58,13 +58,13 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     )
 
 
-def exact_stats(delta, input, previous=None):
-    wide = [None if tensor is None else tensor.cpu().double() for tensor in (delta, input, previous)]
+def exact_stats(delta, input, predicted=None, previous=None):
+    wide = [None if tensor is None else tensor.cpu().double() for tensor in (delta, input, predicted, previous)]
     return reference.statistics(*wide)
 
 
 def assert_near(stats, expected):
-    assert stats.dtype == torch.float32 and stats.shape == (5,)
+    assert stats.dtype == torch.float32 and stats.shape == (6,)
     for value, wanted in zip(stats.tolist(), expected.tolist(), strict=True):
         assert math.isclose(value, wanted, rel_tol=BOUND, abs_tol=0.0), (stats, expected)
 
@@ -79,7 +79,7 @@ def test_delta_and_its_statistics(make, dtype, layout):
         delta, stats = compute_delta(output, input, stored)
         assert delta.is_contiguous() and delta.device == stats.device == output.device
         assert same_bits(delta, expected)
-        assert_near(stats, exact_stats(delta, input, stored))
+        assert_near(stats, exact_stats(delta, input, stored, stored))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -116,11 +116,13 @@ def test_a_delta_that_is_continued_along_a_line(make, dtypes, layout):
         # The prediction is rounded as the operation rounds it, in the wider dtype.
         wide = torch.promote_types(torch.promote_types(of_streams, held), torch.float32)
         predicted = old.to(wide) if known is None else old.to(wide) + gap * known.to(wide)
-        assert_near(stats, exact_stats(delta, input, predicted))
+        assert_near(stats, exact_stats(delta, input, predicted, old))
 
-        continued = apply_delta(input, old, known, gap)
-        assert continued.is_contiguous()
-        assert same_bits(continued, reference.apply_delta(*there[1:], gap))
+        for distance in (gap, 0.7 * gap):
+            continued = apply_delta(input, old, known, distance)
+            assert continued.is_contiguous()
+            exactly = torch.tensor(distance, dtype=torch.float32).item()
+            assert same_bits(continued, reference.apply_delta(*there[1:], exactly))
 
 
 def test_a_line_is_continued_exactly(make):
@@ -129,9 +131,11 @@ def test_a_line_is_continued_exactly(make):
     first, _ = compute_delta(hidden + base, hidden)
     second, slope, stats = update_delta(hidden + base + 2 * per_step, hidden, first, None, 2)
     assert torch.equal(slope, per_step)
-    assert math.isclose(stats[2].item(), (2 * per_step).square().sum().item(), rel_tol=BOUND)
+    for missed in (stats[2], stats[5]):
+        assert math.isclose(missed.item(), (2 * per_step).square().sum().item(), rel_tol=BOUND)
     third, slope, stats = update_delta(hidden + base + 5 * per_step, hidden, second, slope, 3)
     assert torch.equal(slope, per_step) and stats[2] == 0
+    assert math.isclose(stats[5].item(), (3 * per_step).square().sum().item(), rel_tol=BOUND)
     assert torch.equal(apply_delta(hidden, third, slope, 4), hidden + base + 9 * per_step)
 
 
@@ -158,7 +162,7 @@ def test_sums_that_are_made_in_pieces(make, monkeypatch, dtype):
     output, input, previous = (make(2, 77, 90, dtype=dtype) for _ in range(3))
     delta, stats = compute_delta(output, input, previous)
     assert same_bits(delta, reference.compute_delta(output.cpu(), input.cpu(), None)[0])
-    assert_near(stats, exact_stats(delta, input, previous))
+    assert_near(stats, exact_stats(delta, input, previous, previous))
 
 
 def test_a_long_sum_stays_accurate_on_a_cpu():
@@ -194,7 +198,7 @@ def test_a_difference_that_overflows_its_dtype_is_not_finite(device):
         torch.tensor([-60000.0, 1.0], dtype=torch.float16, device=device),
     )
     assert delta.tolist() == [math.inf, 0.0]
-    assert stats[3:].tolist() == [math.inf, 1.0]
+    assert stats[3:5].tolist() == [math.inf, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])

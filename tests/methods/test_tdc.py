@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.config import AccelConfig
-from accel.methods.drift import Drift, early_weight, rate
+from accel.methods.drift import Drift, early_weight
 from accel.methods.tdc import TemporalDeltaCacheConfig
 from accel.session import Session
 from tests.toy import ToyDenoiser, ToyPipeline, toy_facts
@@ -55,16 +55,21 @@ def skipped(record: dict[str, Any]) -> str:
     return "".join("cs"[count > 0] for count in record["methods"]["tdc"]["reused_by_step"])
 
 
+def found(rate: float) -> list[float]:
+    """Statistics of a change that a reuse would have missed by this much of it."""
+    return [1.0, 1.0, rate * rate, 1.0, 0.0, rate * rate]
+
+
 def test_the_rule_of_the_paper_by_hand() -> None:
     """rate 0.1, threshold 0.25: two steps fit, a third would make 0.3; one of 0.13 fits once."""
     drift = Drift(order=0)
     assert not drift.may_skip(0.25, 2), "nothing is known yet"
-    drift.computed(0.1)
+    drift.computed(found(0.1), 1)
     for _ in range(2):
         assert drift.may_skip(0.25, 5)
         drift.skip()
     assert not drift.may_skip(0.25, 5)
-    drift.computed(0.13)
+    drift.computed(found(0.13), 1)
     assert drift.may_skip(0.25, 5)
     drift.skip()
     assert not drift.may_skip(0.25, 5)
@@ -73,7 +78,7 @@ def test_the_rule_of_the_paper_by_hand() -> None:
 def test_a_line_is_trusted_less_the_longer_it_is_followed() -> None:
     """0.1 + 0.4 + 0.9 on three steps in a row."""
     drift = Drift(order=1)
-    drift.computed(0.1)
+    drift.computed(found(0.1), 1)
     for threshold, allowed in ((0.09, False), (0.11, True)):
         assert drift.may_skip(threshold, 9) is allowed
     drift.skip()
@@ -87,7 +92,7 @@ def test_early_drift_counts_more() -> None:
     assert early_weight(0.4, 0.4) == early_weight(0.9, 0.4) == early_weight(0.1, 0.0) == 1
     assert early_weight(0.0, 0.4) == math.inf
     drift = Drift(order=0)
-    drift.computed(0.1)
+    drift.computed(found(0.1), 1)
     assert drift.may_skip(0.25, 5, 2.0) and not drift.may_skip(0.25, 5, 3.0)
     drift.skip(2.0)
     assert drift.accumulated == pytest.approx(0.2) and not drift.may_skip(0.25, 5)
@@ -103,32 +108,91 @@ def test_never_over_the_threshold_and_never_too_often(
     rates: list[float | None], threshold: float, max_skips: int, order: int
 ) -> None:
     drift, in_a_row = Drift(order), 0
-    for found in rates:
+    for rate in rates:
         if drift.may_skip(threshold, max_skips):
             assert drift.rate is not None and math.isfinite(drift.rate)
             drift.skip()
             in_a_row += 1
             assert in_a_row <= max_skips and drift.accumulated < threshold
         else:
-            drift.computed(found)
+            drift.computed(found(rate or 0.0), None if rate is None else 1)
             in_a_row = 0
 
 
 @pytest.mark.parametrize(
     ("statistics", "gap", "expected"),
     [
-        ([4.0, 1.0, 1.0, 1.0, 0.0], 1, 0.5),
-        ([4.0, 1.0, 1.0, 1.0, 0.0], 2, 0.25),
-        ([4.0, 1.0, 1.0, 1.0, 0.0], None, None),
-        ([0.0, 1.0, 0.0, 0.0, 0.0], 1, 0.0),
-        ([0.0, 1.0, 1.0, 0.0, 0.0], 1, math.inf),
-        ([4.0, 1.0, 1.0, 1.0, 3.0], 1, math.inf),
-        ([4.0, 1.0, math.nan, 1.0, 0.0], 1, math.inf),
-        ([math.inf, 1.0, 1.0, 1.0, 0.0], 1, math.inf),
+        ([4.0, 1.0, 1.0, 1.0, 0.0, 1.0], 1, 0.5),
+        ([4.0, 1.0, 1.0, 1.0, 0.0, 1.0], 2, 0.25),
+        ([4.0, 1.0, 1.0, 1.0, 0.0, 1.0], None, None),
+        ([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 1, 0.0),
+        ([0.0, 1.0, 1.0, 0.0, 0.0, 1.0], 1, math.inf),
+        ([4.0, 1.0, 1.0, 1.0, 3.0, 1.0], 1, math.inf),
+        ([4.0, 1.0, math.nan, 1.0, 0.0, 1.0], 1, math.inf),
+        ([4.0, 1.0, 1.0, 1.0, 0.0, math.nan], 1, math.inf),
+        ([math.inf, 1.0, 1.0, 1.0, 0.0, 1.0], 1, math.inf),
     ],
 )
 def test_the_rate_errs_on_the_safe_side(statistics: list[float], gap: int | None, expected: float | None) -> None:
-    assert rate(statistics, gap) == expected
+    for order in (0, 1):
+        drift = Drift(order)
+        drift.computed(statistics, gap)
+        assert drift.rate == expected and drift.reach == 1.0
+
+
+def test_a_line_is_followed_as_far_as_it_held() -> None:
+    """From sums of squares alone: the share of least squares, and what the share before has missed, against vectors."""
+    generator = torch.Generator().manual_seed(1)
+    change, slope, *moves = torch.randn(5, 50, generator=generator, dtype=torch.float64)
+
+    def square(x: torch.Tensor) -> float:
+        return x.square().sum().item()
+
+    drift = Drift(order=1)
+    drift.computed([square(change), 1.0, square(slope), 1.0, 0.0, square(slope)], 1)
+    reach = 1.0
+    for gap, move in zip((1, 3, 2), moves, strict=True):
+        move += 0.8 * gap * slope
+        way = gap * slope
+        drift.computed([square(change), 1.0, square(move - way), 1.0, 0.0, square(move)], gap)
+        assert drift.rate == pytest.approx(math.sqrt(square(move - reach * way) / square(change)) / gap)
+        reach = (move @ way / (way @ way)).item()
+        assert 0.0 < reach < 2.0 and drift.reach == pytest.approx(reach)
+        slope = move / gap
+
+
+@pytest.mark.parametrize(("share", "reach"), [(-0.5, 0.0), (0.0, 0.0), (0.3, 0.3), (5.0, 2.0)])
+def test_a_line_is_followed_neither_backwards_nor_far(share: float, reach: float) -> None:
+    drift = Drift(order=1)
+    drift.computed([9.0, 1.0, 4.0, 1.0, 0.0, 4.0], 1)
+    drift.computed([9.0, 1.0, 4.0 * (share - 1.0) ** 2, 1.0, 0.0, 4.0 * share**2], 1)
+    assert drift.reach == pytest.approx(reach)
+    drift.computed([9.0, 1.0, math.nan, 1.0, 0.0, 1.0], 1)
+    assert drift.reach == 1.0
+
+
+@pytest.mark.parametrize("held", ["model", "float8"])
+def test_a_change_that_slows_down_is_continued_rightly(held: str) -> None:
+    """Halved from step to step: the next move is half of the last one, which a whole slope overshoots."""
+    now = [1.0]
+
+    def inputs(step: int) -> torch.Tensor:
+        now[0] = 0.5**step
+        return straight(step)
+
+    functions = [lambda hidden: hidden + now[0] * torch.ones_like(hidden)] * 3
+    settings: dict[str, Any] = {"threshold": 10.0, "early": 0.0, "dense_final_steps": 0.0, "delta_dtype": held}
+    outputs, record = run(ToyDenoiser(functions), inputs, {"steps": 8}, max_skips=1, **settings)
+    assert skipped(record) == "cccscscs"
+    for (step, branch), output in outputs.items():
+        expected = straight(step) * (1 if branch == "cond" else 2) + 3 * 0.5**step
+        if skipped(record)[step] == "c" or step == 3:
+            torch.testing.assert_close(output, expected, rtol=0, atol=1e-12 if held == "model" else 1e-6)
+    # From step 4 on the line spans two steps, over which the change falls to a quarter: 3/2 for 1/2 of it, by step.
+    missed = outputs[5, "cond"] - straight(5) - 3 * 0.5**5
+    slope, reach = 3 * (0.5**4 - 0.5**2) / 2, (0.5**4 - 0.5**2) / (2 * (0.5**2 - 0.5**1))
+    expected = torch.full_like(missed, 3 * 0.5**4 + reach * slope - 3 * 0.5**5)
+    torch.testing.assert_close(missed, expected, rtol=0, atol=1e-12 if held == "model" else 1e-6)
 
 
 def test_the_pattern_of_the_paper() -> None:
