@@ -16,6 +16,7 @@ from accel.methods.base import Context, Method, MethodConfig, registered
 from accel.methods.rules import Place, remarks, standing
 from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.families import families
+from accel.pipelines.other_caches import foreign_forward, other_cache
 from accel.pipelines.sites import (
     Denoiser,
     PipelineFacts,
@@ -247,8 +248,11 @@ class Session:
                     f"pipe.{denoiser.name} was replaced after enable and runs plainly: "
                     "call accel.disable(pipe) and enable again"
                 )
-            if getattr(denoiser.module, "is_cache_enabled", False):
-                texts.append(f"a cache of diffusers is on in pipe.{denoiser.name} beside Accel: use one of the two")
+            cache = other_cache(denoiser.name, denoiser.module)
+            if cache is not None:
+                texts.append(f"{cache[0]} beside Accel: use one of the two")
+            elif (remark := foreign_forward(denoiser.name, denoiser.module)) is not None:
+                texts.append(remark)
         whole = {id(denoiser.module): denoiser.name for denoiser in self._facts.denoisers}
         for module in self._hooks.lost():
             if id(module) in whole:
@@ -383,10 +387,9 @@ def _check_free(pipe: Any, facts: PipelineFacts) -> None:
                 f"pipe.{denoiser.name} is compiled as a whole, which hides its blocks: "
                 f"compile the blocks instead, with pipe.{denoiser.name}.compile_repeated_blocks()"
             )
-        if getattr(module, "is_cache_enabled", False):
-            raise AccelError(
-                f"a cache of diffusers is on in pipe.{denoiser.name}: call pipe.{denoiser.name}.disable_cache() first"
-            )
+        cache = other_cache(denoiser.name, module)
+        if cache is not None:
+            raise AccelError(f"{cache[0]}: {cache[1]} first")
 
 
 def _session(pipe: Any) -> Session | None:

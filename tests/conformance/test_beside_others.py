@@ -1,0 +1,136 @@
+"""What others do to a transformer while Accel is on it: their caches, their loops, one model in two places."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks import (
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+    apply_first_block_cache,
+    apply_pyramid_attention_broadcast,
+    apply_taylorseer_cache,
+)
+
+import accel
+from accel.errors import AccelWarning
+from accel.pipelines.other_caches import foreign_forward, other_cache
+from accel.pipelines.sites import inspect_pipeline
+from tests.conformance.cases import FAMILIES
+from tests.tiny_pipelines import KIN, TINY
+
+
+def first_block(pipe: Any) -> None:
+    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=0.5))
+
+
+def taylorseer(pipe: Any) -> None:
+    config = TaylorSeerCacheConfig(cache_interval=2, cache_identifiers=[r"blocks\.\d+"])
+    apply_taylorseer_cache(pipe.transformer, config)
+
+
+def broadcast(pipe: Any) -> None:
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe._current_timestep
+    )
+    apply_pyramid_attention_broadcast(pipe.transformer, config)
+
+
+def dbcache(pipe: Any) -> None:
+    cache_dit = pytest.importorskip("cache_dit")
+    cache_dit.enable_cache(pipe, cache_config=cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0))
+
+
+def undo(pipe: Any, put_on: Callable[[Any], None]) -> None:
+    if put_on is dbcache:  # It leaves marks on the pipeline's class.
+        pytest.importorskip("cache_dit").disable_cache(pipe)
+
+
+OTHERS = [
+    (first_block, "a cache of diffusers is on in pipe.transformer"),
+    (taylorseer, "a cache of diffusers is on in pipe.transformer"),
+    (broadcast, "a cache of diffusers is on in pipe.transformer"),
+    (dbcache, "a cache of cache-dit is on in pipe.transformer"),
+]
+
+
+@pytest.mark.parametrize(("put_on", "said"), OTHERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_cache_that_is_on_already_is_refused(put_on: Callable[[Any], None], said: str) -> None:
+    pipe: Any = TINY["wan"].build()
+    put_on(pipe)
+    try:
+        with pytest.raises(accel.AccelError, match=said) as refusal:
+            accel.enable(pipe, cache="tdc")
+        assert "\n" not in str(refusal.value)
+        assert not any("_compiled_call_impl" in vars(module) for module in pipe.transformer.modules())
+    finally:
+        undo(pipe, put_on)
+    if put_on is dbcache:
+        with accel.enable(pipe, cache="tdc", threshold=0.0) as session:
+            TINY["wan"].run(pipe, num_inference_steps=2)
+        assert session.summary().to_dict()["runs"][0]["steps"] == 2
+
+
+@pytest.mark.parametrize(("put_on", "said"), OTHERS[:1] + OTHERS[-1:], ids=lambda value: getattr(value, "__name__", ""))
+def test_a_cache_that_came_after_enable_is_named(put_on: Callable[[Any], None], said: str) -> None:
+    pipe: Any = TINY["wan"].build()
+    with accel.enable(pipe, cache="tdc", threshold=0.0) as session:
+        put_on(pipe)
+        try:
+            with pytest.warns(AccelWarning, match=f"{said} beside Accel: use one of the two"):
+                TINY["wan"].run(pipe, num_inference_steps=2)
+        finally:
+            undo(pipe, put_on)
+    assert said in str(session.summary())
+
+
+@pytest.mark.parametrize("where", ["instance", "class"])
+def test_a_forward_of_others_is_named(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As patches do that give back a kept result for some of the steps."""
+    pipe: Any = TINY["flux"].build()
+    transformer, own = pipe.transformer, type(pipe.transformer).forward
+    kept: list[Any] = []
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kept or len(kept) % 2:
+            kept.append(own(self, *args, **kwargs))
+        else:
+            kept.append(kept[-1])
+        return kept[-1]
+
+    if where == "instance":
+        transformer.forward = types.MethodType(forward, transformer)
+    else:
+        monkeypatch.setattr(type(transformer), "forward", forward)
+    with (
+        accel.enable(pipe, cache="delta") as session,
+        pytest.warns(AccelWarning, match=r"pipe\.transformer computes by another forward"),
+    ):
+        TINY["flux"].run(pipe)
+    assert "computes by another forward" in str(session.summary())
+
+
+def test_offloading_is_no_forward_of_others(recwarn: pytest.WarningsRecorder) -> None:
+    pipe: Any = TINY["flux"].build()
+    with accel.enable(pipe, cache="delta") as session:
+        for put_on in (
+            lambda: pipe.enable_model_cpu_offload(device="cpu"),
+            lambda: pipe.remove_all_hooks(),
+            lambda: pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level"),
+        ):
+            put_on()
+            TINY["flux"].run(pipe, num_inference_steps=8)
+    assert not [found for found in recwarn if issubclass(found.category, AccelWarning)]
+    assert all("forward" not in note for run in session.summary().to_dict()["runs"] for note in run["notes"])
+
+
+@pytest.mark.parametrize("name", sorted({**FAMILIES, **KIN}))
+def test_a_plain_pipeline_has_no_forward_of_others(name: str) -> None:
+    for denoiser in inspect_pipeline({**FAMILIES, **KIN}[name].build()).denoisers:
+        assert foreign_forward(denoiser.name, denoiser.module) is None
+        assert other_cache(denoiser.name, denoiser.module) is None
