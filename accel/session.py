@@ -188,7 +188,9 @@ class Session:
             return output
         grid = partial(self._grid, denoiser, args, kwargs)
         branch = told_branch(self._facts.guidance, denoiser, args, kwargs)
-        with self._clock.call(denoiser.name, timestep, sample, grid, chunk, branch) as moment:
+        told = getattr(self._pipe, "_current_timestep", None)
+        told = told if isinstance(told, torch.Tensor) else None
+        with self._clock.call(denoiser.name, timestep, sample, grid, chunk, branch, told) as moment:
             if moment is None:
                 self._outside()
                 return proceed(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ import accel
 from accel.errors import AccelWarning
 from accel.pipelines.other_caches import foreign_forward, other_cache
 from accel.pipelines.sites import inspect_pipeline
-from tests.conformance.cases import FAMILIES
+from tests.conformance.cases import FAMILIES, METHODS
 from tests.tiny_pipelines import KIN, TINY
 
 
@@ -127,6 +128,36 @@ def test_offloading_is_no_forward_of_others(recwarn: pytest.WarningsRecorder) ->
             TINY["flux"].run(pipe, num_inference_steps=8)
     assert not [found for found in recwarn if issubclass(found.category, AccelWarning)]
     assert all("forward" not in note for run in session.summary().to_dict()["runs"] for note in run["notes"])
+
+
+@pytest.mark.parametrize("cache", [{"cache": "tdc", "threshold": 10.0}, METHODS["delta"].active])
+@pytest.mark.parametrize("scales", [(5.0, 5.0), (1.0, 5.0)], ids=["guided", "guided inside alone"])
+def test_another_pipeline_called_from_a_callback_runs_plainly(
+    cache: dict[str, Any], scales: tuple[float, float]
+) -> None:
+    """A preview, as a pipeline of its own on the same transformer."""
+    case = TINY["wan"]
+    pipe: Any = case.build()
+    other: Any = type(pipe)(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
+    other.set_progress_bar_config(disable=True)
+    outer, inner = (dict[str, Any]({"guidance_scale": scale}) for scale in scales)
+    plain = case.run(other, seed=5, num_inference_steps=3, **inner)
+    previews = []
+
+    def preview(_pipe: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step in (3, 4):
+            previews.append(case.run(other, seed=5, num_inference_steps=3, **inner))
+        return kwargs
+
+    with accel.enable(pipe, **cache) as session:
+        alone = case.run(pipe, **outer)
+        assert torch.equal(case.run(pipe, callback_on_step_end=preview, **outer), alone)
+    assert all(torch.equal(found, plain) for found in previews) and len(previews) == 2
+    summary = session.summary().to_dict()
+    assert summary["calls_outside_runs"] == 2 * 3 * 2
+    assert summary["runs"][0]["methods"] == summary["runs"][1]["methods"]
+    assert [run["branches"] for run in summary["runs"]] == [summary["runs"][0]["branches"]] * 2
+    assert [run["steps"] for run in summary["runs"]] == [8, 8]
 
 
 @pytest.mark.parametrize("name", sorted({**FAMILIES, **KIN}))
