@@ -108,7 +108,12 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
     Raises `AccelError` when the family is not known, or when the modules differ from the family's facts.
     """
     family, guidance = family_of(type(pipe))
-    present = {name: module for name in family.denoisers if (module := getattr(pipe, name, None)) is not None}
+    present: dict[str, Any] = {}
+    for name in family.denoisers:
+        module = getattr(pipe, name, None)
+        # One model may be both experts; it is one denoiser then, under its first name.
+        if module is not None and not any(module is other for other in present.values()):
+            present[name] = module
     if not present:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():

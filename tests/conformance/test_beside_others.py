@@ -23,6 +23,7 @@ from accel.errors import AccelWarning
 from accel.pipelines.other_caches import foreign_forward, other_cache
 from accel.pipelines.sites import inspect_pipeline
 from tests.conformance.cases import FAMILIES, METHODS
+from tests.conformance.snapshot import snapshot
 from tests.tiny_pipelines import KIN, TINY
 
 
@@ -158,6 +159,22 @@ def test_another_pipeline_called_from_a_callback_runs_plainly(
     assert summary["runs"][0]["methods"] == summary["runs"][1]["methods"]
     assert [run["branches"] for run in summary["runs"]] == [summary["runs"][0]["branches"]] * 2
     assert [run["steps"] for run in summary["runs"]] == [8, 8]
+
+
+def test_one_model_for_both_experts() -> None:
+    """Wan 2.2 with one of its two models in both places is one denoiser, whose steps are counted once."""
+    case = TINY["wan22"]
+    pipe: Any = case.build()
+    pipe.transformer_2 = pipe.transformer
+    plain, before = case.run(pipe), snapshot(pipe)
+    with accel.enable(pipe, cache="tdc", threshold=0.0):
+        assert torch.equal(case.run(pipe), plain)
+    with accel.enable(pipe, **METHODS["tdc"].active) as session:
+        case.run(pipe)
+    run = session.summary().to_dict()["runs"][0]
+    assert (run["steps"], run["planned_steps"]) == (8, 8)
+    assert METHODS["tdc"].acted(run["methods"]["tdc"]) and run["methods"]["tdc"]["block_calls"] == 4 * 8 * 2
+    assert snapshot(pipe) == before
 
 
 @pytest.mark.parametrize("name", sorted({**FAMILIES, **KIN}))
