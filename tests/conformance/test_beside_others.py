@@ -177,6 +177,23 @@ def test_one_model_for_both_experts() -> None:
     assert snapshot(pipe) == before
 
 
+@pytest.mark.parametrize("method", ["pisa", "flashblock"])
+def test_processors_of_others_are_the_reason_that_is_told(method: str) -> None:
+    """As an IP-adapter puts them in, while the method is on: no setting is to blame."""
+    case = TINY["flux"]
+    pipe: Any = case.build()
+    own = {name: type(processor)() for name, processor in pipe.transformer.attn_processors.items()}
+    plain = case.run(pipe)
+    session = accel.enable(pipe, **METHODS[method].active)
+    pipe.transformer.set_attn_processor(own)
+    with pytest.warns(AccelWarning) as found:
+        assert torch.equal(case.run(pipe), plain)
+    session.disable()
+    texts = sorted(str(warning.message) for warning in found if issubclass(warning.category, AccelWarning))
+    assert len(texts) == 2 and "got another processor after enable and run plainly" in texts[0]
+    assert texts[1] == f"{method} was on and did nothing: none of the attentions that it stands in for was called"
+
+
 @pytest.mark.parametrize("name", sorted({**FAMILIES, **KIN}))
 def test_a_plain_pipeline_has_no_forward_of_others(name: str) -> None:
     for denoiser in inspect_pipeline({**FAMILIES, **KIN}[name].build()).denoisers:
