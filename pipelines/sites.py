@@ -62,8 +62,17 @@ class BlockSite:
         return (*args[:place], value, *args[place + 1 :]), kwargs
 
     def unpack(self, output: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """The streams of what the block returned; one that ends there is as the block was given it."""
+        """The streams of what the block returned; one that ends there is as the block was given it.
+
+        Raises `AccelError` where that is not in the form of `pack`, of which nothing can be told without a call.
+        """
         returned = output if isinstance(output, tuple) else (output,)
+        if len(returned) != len(given) or isinstance(output, tuple) != (len(given) > 1):
+            what = f"a tuple of {len(returned)}" if isinstance(output, tuple) else f"one {type(output).__name__}"
+            raise AccelError(
+                f"{self.denoiser}.{self.path} returned {what}, and the facts of its family expect "
+                f"{' and '.join(self.stack.streams)}: this diffusers differs from the one that Accel was tested with"
+            )
         return tuple(old if new is None else new for new, old in zip(returned, given, strict=True))
 
     def pack(self, streams: tuple[torch.Tensor, ...]) -> Any:
