@@ -152,8 +152,7 @@ def inspect_denoiser(module: nn.Module) -> tuple[Family, Denoiser]:
     for family in families().values():
         if name in family.transformers:
             return family, _denoiser(name, module, family)
-    covered = "; ".join(f"{family.name}: {', '.join(family.transformers)}" for family in families().values())
-    raise AccelError(f"{name} is a transformer of no family that Accel knows ({covered})")
+    raise AccelError(f"{name} is a transformer of no family that Accel knows ({_known()})")
 
 
 def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -> tuple[int, int, int] | None:
@@ -220,11 +219,14 @@ def family_of(pipeline: type) -> tuple[Family, Guidance]:
         for family in known:
             if base.__name__ in family.pipelines:
                 return family, family.pipelines[base.__name__]
-    covered = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in known)
     raise AccelError(
-        f"{pipeline.__name__} is of no family that Accel knows ({covered}); "
+        f"{pipeline.__name__} is of no family that Accel knows ({_known()}); "
         "a family is added with one file in pipelines/families (see CONTRIBUTING.md)"
     )
+
+
+def _known() -> str:
+    return f"there are {', '.join(sorted(families()))}, and `accel list` names their pipelines"
 
 
 def require_all_tokens(what: str, denoisers: Iterable[Denoiser]) -> None:
