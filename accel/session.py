@@ -62,6 +62,8 @@ class Session:
         self._ids: tuple[Any, tuple[int, int, int] | None] | None = None
 
     def __enter__(self) -> Session:
+        if not self.enabled:
+            raise AccelError("this session is over, and its pipeline runs plainly: call accel.enable again for another")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -244,12 +246,14 @@ class Session:
     def _displaced(self) -> list[str]:
         """Makes good what happened to the modules since they were hooked, or says what cannot be made good."""
         texts = []
-        for denoiser in self._facts.denoisers:
-            if getattr(self._pipe, denoiser.name, None) is not denoiser.module:
+        known = {id(denoiser.module) for denoiser in self._facts.denoisers}
+        for name in self._facts.family.denoisers:
+            module = getattr(self._pipe, name, None)
+            if module is not None and id(module) not in known:
                 texts.append(
-                    f"pipe.{denoiser.name} was replaced after enable and runs plainly: "
-                    "call accel.disable(pipe) and enable again"
+                    f"pipe.{name} was replaced after enable and runs plainly: call accel.disable(pipe) and enable again"
                 )
+        for denoiser in self._facts.denoisers:
             cache = other_cache(denoiser.name, denoiser.module)
             if cache is not None:
                 texts.append(f"{cache[0]} beside Accel: use one of the two")

@@ -157,6 +157,16 @@ def test_disable_by_pipeline_twice_and_without_enable(pipe: Any) -> None:
         accel.summary(pipe)
 
 
+def test_a_session_that_is_over_is_not_entered_again(pipe: Any) -> None:
+    """Else the block would run plainly under the name of an acceleration."""
+    session = accel.enable(pipe, cache="delta")
+    with session:
+        TINY["wan"].run(pipe)
+    with pytest.raises(accel.AccelError, match=r"this session is over.*call accel\.enable again"), session:
+        pass
+    assert len(session.summary().to_dict()["runs"]) == 1
+
+
 def test_methods_off_is_plain_and_said_so(pipe: Any) -> None:
     plain = TINY["wan"].run(pipe)
     with accel.enable(pipe, cache="none") as session:
@@ -289,7 +299,7 @@ def test_disable_finds_its_session_whatever_was_changed_since(loss: str) -> None
     accel.disable(pipe)
     assert not session.enabled
     assert not any("_compiled_call_impl" in vars(block) for block in blocks)
-    with accel.enable(pipe, cache="none") if loss != "compiled" else session:
+    with accel.enable(pipe, cache="none") if loss != "compiled" else contextlib.nullcontext():
         TINY["wan"].run(pipe, num_inference_steps=2)
     assert session.summary().to_dict()["runs"] == []
 
