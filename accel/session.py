@@ -16,6 +16,7 @@ from accel.methods.base import Context, Method, MethodConfig, registered
 from accel.methods.rules import Place, remarks, standing
 from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.families import families
+from accel.pipelines.other_caches import foreign_forward, other_cache
 from accel.pipelines.sites import (
     Denoiser,
     PipelineFacts,
@@ -61,6 +62,8 @@ class Session:
         self._ids: tuple[Any, tuple[int, int, int] | None] | None = None
 
     def __enter__(self) -> Session:
+        if not self.enabled:
+            raise AccelError("this session is over, and its pipeline runs plainly: call accel.enable again for another")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -187,7 +190,9 @@ class Session:
             return output
         grid = partial(self._grid, denoiser, args, kwargs)
         branch = told_branch(self._facts.guidance, denoiser, args, kwargs)
-        with self._clock.call(denoiser.name, timestep, sample, grid, chunk, branch) as moment:
+        told = getattr(self._pipe, "_current_timestep", None)
+        told = told if isinstance(told, torch.Tensor) else None
+        with self._clock.call(denoiser.name, timestep, sample, grid, chunk, branch, told) as moment:
             if moment is None:
                 self._outside()
                 return proceed(*args, **kwargs)
@@ -241,14 +246,19 @@ class Session:
     def _displaced(self) -> list[str]:
         """Makes good what happened to the modules since they were hooked, or says what cannot be made good."""
         texts = []
-        for denoiser in self._facts.denoisers:
-            if getattr(self._pipe, denoiser.name, None) is not denoiser.module:
+        known = {id(denoiser.module) for denoiser in self._facts.denoisers}
+        for name in self._facts.family.denoisers:
+            module = getattr(self._pipe, name, None)
+            if module is not None and id(module) not in known:
                 texts.append(
-                    f"pipe.{denoiser.name} was replaced after enable and runs plainly: "
-                    "call accel.disable(pipe) and enable again"
+                    f"pipe.{name} was replaced after enable and runs plainly: call accel.disable(pipe) and enable again"
                 )
-            if getattr(denoiser.module, "is_cache_enabled", False):
-                texts.append(f"a cache of diffusers is on in pipe.{denoiser.name} beside Accel: use one of the two")
+        for denoiser in self._facts.denoisers:
+            cache = other_cache(denoiser.name, denoiser.module)
+            if cache is not None:
+                texts.append(f"{cache[0]} beside Accel: use one of the two")
+            elif (remark := foreign_forward(denoiser.name, denoiser.module)) is not None:
+                texts.append(remark)
         whole = {id(denoiser.module): denoiser.name for denoiser in self._facts.denoisers}
         for module in self._hooks.lost():
             if id(module) in whole:
@@ -383,10 +393,9 @@ def _check_free(pipe: Any, facts: PipelineFacts) -> None:
                 f"pipe.{denoiser.name} is compiled as a whole, which hides its blocks: "
                 f"compile the blocks instead, with pipe.{denoiser.name}.compile_repeated_blocks()"
             )
-        if getattr(module, "is_cache_enabled", False):
-            raise AccelError(
-                f"a cache of diffusers is on in pipe.{denoiser.name}: call pipe.{denoiser.name}.disable_cache() first"
-            )
+        cache = other_cache(denoiser.name, module)
+        if cache is not None:
+            raise AccelError(f"{cache[0]}: {cache[1]} first")
 
 
 def _session(pipe: Any) -> Session | None:

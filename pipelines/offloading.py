@@ -15,6 +15,9 @@ from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_off
 from safetensors.torch import load_file
 from torch import nn
 
+# A `forward` that no library is known to have put into its place.
+BY_HAND = "put there by hand"
+
 
 def whose_forward(module: nn.Module) -> str | None:
     """What took the place of the module's own `forward`, in words, or None where nothing did.
@@ -29,7 +32,7 @@ def whose_forward(module: nn.Module) -> str | None:
     if any(name.startswith("cp_") for name in names):
         return "of context parallelism"
     if not names and not hasattr(module, "_hf_hook"):
-        return "put there by hand"
+        return BY_HAND
     return "of offloading or casting of single layers"
 
 

@@ -62,8 +62,17 @@ class BlockSite:
         return (*args[:place], value, *args[place + 1 :]), kwargs
 
     def unpack(self, output: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """The streams of what the block returned; one that ends there is as the block was given it."""
+        """The streams of what the block returned; one that ends there is as the block was given it.
+
+        Raises `AccelError` where that is not in the form of `pack`, of which nothing can be told without a call.
+        """
         returned = output if isinstance(output, tuple) else (output,)
+        if len(returned) != len(given) or isinstance(output, tuple) != (len(given) > 1):
+            what = f"a tuple of {len(returned)}" if isinstance(output, tuple) else f"one {type(output).__name__}"
+            raise AccelError(
+                f"{self.denoiser}.{self.path} returned {what}, and the facts of its family expect "
+                f"{' and '.join(self.stack.streams)}: this diffusers differs from the one that Accel was tested with"
+            )
         return tuple(old if new is None else new for new, old in zip(returned, given, strict=True))
 
     def pack(self, streams: tuple[torch.Tensor, ...]) -> Any:
@@ -108,7 +117,12 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
     Raises `AccelError` when the family is not known, or when the modules differ from the family's facts.
     """
     family, guidance = family_of(type(pipe))
-    present = {name: module for name in family.denoisers if (module := getattr(pipe, name, None)) is not None}
+    present: dict[str, Any] = {}
+    for name in family.denoisers:
+        module = getattr(pipe, name, None)
+        # One model may be both experts; it is one denoiser then, under its first name.
+        if module is not None and not any(module is other for other in present.values()):
+            present[name] = module
     if not present:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():
@@ -138,8 +152,7 @@ def inspect_denoiser(module: nn.Module) -> tuple[Family, Denoiser]:
     for family in families().values():
         if name in family.transformers:
             return family, _denoiser(name, module, family)
-    covered = "; ".join(f"{family.name}: {', '.join(family.transformers)}" for family in families().values())
-    raise AccelError(f"{name} is a transformer of no family that Accel knows ({covered})")
+    raise AccelError(f"{name} is a transformer of no family that Accel knows ({_known()})")
 
 
 def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -> tuple[int, int, int] | None:
@@ -206,11 +219,14 @@ def family_of(pipeline: type) -> tuple[Family, Guidance]:
         for family in known:
             if base.__name__ in family.pipelines:
                 return family, family.pipelines[base.__name__]
-    covered = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in known)
     raise AccelError(
-        f"{pipeline.__name__} is of no family that Accel knows ({covered}); "
+        f"{pipeline.__name__} is of no family that Accel knows ({_known()}); "
         "a family is added with one file in pipelines/families (see CONTRIBUTING.md)"
     )
+
+
+def _known() -> str:
+    return f"there are {', '.join(sorted(families()))}, and `accel list` names their pipelines"
 
 
 def require_all_tokens(what: str, denoisers: Iterable[Denoiser]) -> None:

@@ -95,6 +95,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise AccelError(f"the prompt is empty; try --prompt {EXAMPLE}")
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.call.get("negative_prompt") or "")):
+            _check_text(option_of(name), text)
         if self.model == "demo":
             demo.check_size(self.size or "standard")
         elif self.size is not None:
@@ -134,6 +136,14 @@ class Request:
             "loras": [lora.recorded() for lora in self.loras],
             "image": self.image.recorded() if self.image else None,
         }
+
+
+def _check_text(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # Bytes that are no text arrive as halves of surrogate pairs, which no file can hold.
+        raise AccelError(f"{option} is not text in UTF-8: write its character {error.start + 1} anew") from error
 
 
 def image_file(path: str) -> InputFile:

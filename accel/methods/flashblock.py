@@ -259,5 +259,4 @@ class FlashBlock(FlashBlockForm):
             return f"every call was due for a refresh at interval={config.interval}: use more steps, or raise it"
         if self._own is None:
             return "the attention beside it made no call sparse"
-        reasons = [reason for method, reason in record.fallbacks if method == self.name]
-        return "; ".join(reasons) or self._own.why_all_dense(record.num_steps)
+        return self._own.idle_reason(record)

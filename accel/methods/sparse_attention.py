@@ -235,5 +235,7 @@ class SparseAttention(Method):
         name = self.config.method
         if record.count(name, "sparse") or self.config.density == 1.0 or self._too_few(record.grid):
             return None  # With too few tokens it was not asked to, which `describe` says.
+        if not record.count(name):
+            return "none of the attentions that it stands in for was called"
         reasons = [reason for method, reason in record.fallbacks if method == name]
         return "; ".join(reasons) or self.why_all_dense(record.num_steps)

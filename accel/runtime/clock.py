@@ -4,7 +4,8 @@ A run is the denoising loop of one pipeline call. It begins when the pipeline ma
 bar is closed, also by an exception (`accel.runtime.runs` watches for both, and `accel.runtime.call_runs` for the calls
 of pipelines that make no such bar). Calls outside of a run, or from another
 thread, have no moment: a denoiser that another pipeline uses too, or that is called by hand, runs plainly then.
-(Another pipeline that is called from a callback inside the run cannot be told from it.)
+So do the calls of another pipeline that a callback makes inside the run, where the pipeline of the run tells the
+timestep that it is at: it does not go on meanwhile, although branches come again.
 
 Within a run a new step begins when a branch that was seen already comes again; a second-order scheduler evaluates the
 model twice for most of its steps, and each evaluation counts as a step here. Where a pipeline calls twice per step but
@@ -54,6 +55,7 @@ class Clock:
         self._branch: str | None = None
         self._timestep: Any = None
         self._sample: Any = None
+        self._told: Any = None
         self._reset()
 
     @property
@@ -81,7 +83,7 @@ class Clock:
     def end_run(self) -> None:
         """Ends the run; does nothing when none is on."""
         self._running = False
-        self._timestep = self._sample = None
+        self._timestep = self._sample = self._told = None
 
     @contextlib.contextmanager
     def branch(self, name: str) -> Iterator[None]:
@@ -104,17 +106,19 @@ class Clock:
         grid: Callable[[], Grid | None] = lambda: None,
         chunk: int = 0,
         branch: str | None = None,
+        told: torch.Tensor | None = None,
     ) -> Iterator[Moment | None]:
         """One call of a denoiser at `timestep` on the hidden states `sample`, during which `now` is its moment.
 
         `grid` tells its tokens; it is asked within a run only. `chunk`: how many chunks were made before. `branch`:
-        that of the call, where its arguments tell.
+        that of the call, where its arguments tell. `told`: the timestep that the pipeline says it is at, another object
+        in every step; None where it says none.
         """
         by_hand = self._guidance.named and self._branch is None
         if not self.running or by_hand:
             yield None
             return
-        before, self._now = self._now, self._advance(denoiser, timestep, sample, grid(), chunk, branch)
+        before, self._now = self._now, self._advance(denoiser, timestep, sample, grid, chunk, branch, told)
         try:
             yield self._now
         finally:
@@ -123,23 +127,36 @@ class Clock:
     def _reset(self) -> None:
         self._now = None
         self._step = self._chunk = 0
-        self._timestep = self._sample = None
+        self._timestep = self._sample = self._told = None
+        # Whether others call while the pipeline stays where it is.
+        self._elsewhere = False
         self._seen: list[str] = []
 
     def _advance(
-        self, denoiser: str, timestep: Any, sample: Any, grid: Grid | None, chunk: int, told: str | None
-    ) -> Moment:
+        self,
+        denoiser: str,
+        timestep: Any,
+        sample: Any,
+        grid: Callable[[], Grid | None],
+        chunk: int,
+        branch: str | None,
+        told: torch.Tensor | None,
+    ) -> Moment | None:
         if chunk != self._chunk:
             self._chunk = chunk
             self._step = 0
             self._seen = []
-        branch = told or self._branch or self._unnamed_branch(timestep, sample)
+        branch = branch or self._branch or self._unnamed_branch(timestep, sample)
+        stayed = told is not None and told is self._told
+        self._elsewhere = stayed and (self._elsewhere or branch in self._seen)
+        if self._elsewhere:
+            return None
         if branch in self._seen:
             self._step += 1
             self._seen = []
         self._seen.append(branch)
-        self._timestep, self._sample = timestep, sample
-        return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser, grid)
+        self._timestep, self._sample, self._told = timestep, sample, told
+        return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser, grid())
 
     def _unnamed_branch(self, timestep: Any, sample: Any) -> str:
         order = self._guidance.order

@@ -26,6 +26,8 @@ GENERATE = ("generate", "--prompt", "a red circle", "--size", "quick", "--steps"
 REFUSED: list[tuple[list[str], str]] = [
     (["--prompt", ""], "the prompt is empty"),
     (["--prompt", " \t "], "the prompt is empty"),
+    (["--prompt", "a red \udcff circle"], "--prompt is not text in UTF-8: write its character 7 anew"),
+    (["--negative-prompt", "\udcff"], "--negative-prompt is not text in UTF-8"),
     (["--steps", "many"], "'many' is not a whole number"),
     (["--steps", "-3"], "--steps -3 is not possible; the nearest that works is 1"),
     (["--steps", "0"], "--steps 0 is not possible"),

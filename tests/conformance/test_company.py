@@ -207,6 +207,17 @@ def test_a_transformer_compiled_as_a_whole_while_enabled_is_said_to_run_plainly(
     assert "compiled as a whole" in str(session.summary())
 
 
+def test_a_second_expert_that_came_while_enabled_is_said_to_run_plainly() -> None:
+    case = TINY["wan22"]
+    pipe: Any = case.build()
+    second, pipe.transformer_2 = pipe.transformer_2, None
+    with accel.enable(pipe, cache="delta", interval=1) as session:
+        pipe.transformer_2 = second
+        with pytest.warns(AccelWarning, match=r"pipe\.transformer_2 was replaced after enable and runs plainly"):
+            case.run(pipe)
+    assert "transformer_2 was replaced" in str(session.summary())
+
+
 def test_a_transformer_replaced_while_enabled_is_said_to_run_plainly() -> None:
     case = TINY["flux"]
     pipe: Any = case.build()

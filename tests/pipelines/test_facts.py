@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 
+from accel.errors import AccelError
 from accel.methods.layer_choice import matches
 from accel.pipelines.facts import Family
 from accel.pipelines.families import families
@@ -166,3 +167,15 @@ def test_streams_are_read_and_packed_as_the_block_does(name: str) -> None:
     assert seen
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize(("name", "returned"), [("wan", (1,)), ("wan", (1, 2)), ("flux", 1), ("flux", (1, 2, 3))])
+def test_a_block_that_returns_another_form_is_refused_with_the_difference(name: str, returned: object) -> None:
+    """No look at a class tells what it returns; a tuple in the place of a tensor would lose samples in silence."""
+    site = inspect_pipeline(FAMILIES[name].build()).denoisers[0].blocks[0]
+    hidden = torch.zeros(2, 3, 4)
+    output = (hidden,) * len(returned) if isinstance(returned, tuple) else hidden
+    with pytest.raises(
+        AccelError, match=r"blocks\.0 returned (a tuple of \d|one Tensor), and the facts .*hidden_states:"
+    ):
+        site.unpack(output, (hidden,) * len(site.stack.streams))
