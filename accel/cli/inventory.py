@@ -162,8 +162,8 @@ def _lines(data: dict[str, Any], width: int | None) -> list[str]:
     if "machine" in data:
         machine = data["machine"]
         gpus = "; ".join(describe_device(d) for d in machine["devices"]) or machine["no_devices"]
-        rows = [("cpu", "yes"), ("gpu", gpus), ("triton", machine["kernels"])]
-        blocks.append(["This machine", *columns(rows, width=width)])
+        known = [("cpu", "yes"), ("gpu", gpus), ("triton", machine["kernels"])]
+        blocks.append(["This machine", *columns(known, width=width)])
     return [line for block in blocks for line in [*block, ""]][:-1]
 
 
