@@ -1,7 +1,8 @@
 """Settings of Accel, and rivals, beside each other on the built-in model: what is common to the benchmarks of methods.
 
 Every setting makes the same clips with the same seeds, by the core of `accel bench`: warmed up, in turn, each finished
-clip kept at once under outputs/, so that a benchmark that was killed goes on where it was.
+clip kept at once under outputs/, so that a benchmark that was killed goes on where it was. One that is started several
+times shares the work: each process takes prompts that no other is at, with all their rows, and prints the whole table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 
 import accel
+from accel.cli.job.claims import Claims
 from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.measure.cells import Cell, Place, Store
@@ -32,6 +36,7 @@ from accel.measure.trial import Setting
 from accel.pipelines.demo import SIZES, WEIGHTS, defaults
 from accel.pipelines.demo.scenes import Scene
 from accel.pipelines.loading import weights_hash
+from bench.sharing import claimed, side_by_side, turn
 from bench.tables import Figure, Row, markdown, rows_of
 
 SCENES = (
@@ -78,7 +83,10 @@ def chosen(settings: Sequence[Setting], words: Sequence[str] | None) -> list[Set
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What one call of a benchmark works on: its options, the model, what all clips share, and where they are kept."""
+    """What one call of a benchmark works on: its options, the model, what all clips share, and where they are kept.
+
+    `shown` are the finished runs of all its tables so far.
+    """
 
     name: str
     options: argparse.Namespace
@@ -87,6 +95,7 @@ class Benchmark:
     call: dict[str, Any]
     settings: dict[str, Any]
     folder: Path
+    shown: list[Cell] = field(default_factory=list)
 
     @property
     def steps(self) -> list[int]:
@@ -102,11 +111,13 @@ class Benchmark:
     def about(self) -> dict[str, Any]:
         """What stands above a table, and in its data."""
         kept = [argument for argument in sys.argv[1:] if argument not in ("--write", "--fresh")]
+        processes = side_by_side(self.shown)
+        shared = f", {processes} processes side by side, each prompt's rows in one" if processes > 1 else ""
         return {
             "command": f"python -m bench.{self.name} {shlex.join(kept)}".strip(),
             **self.settings,
             "repeats": f"one clip per prompt and row, {len(self.prompts)} prompts, rows interleaved, "
-            f"warm-up of {WARMUP} steps",
+            f"warm-up of {WARMUP} steps{shared}",
             "prompts": self.prompts,
         }
 
@@ -120,7 +131,7 @@ class Benchmark:
         parser.add_argument("--frames", type=int, help="frames of a clip (the model's own)")
         parser.add_argument("--threads", type=int, default=1)
         parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows whose name has one of these words")
-        parser.add_argument("--fresh", action="store_true", help="forget the clips of a benchmark that was cut short")
+        parser.add_argument("--fresh", action="store_true", help="forget all clips and make them anew")
         parser.add_argument("--write", action="store_true", help="write the table to bench/results")
         options = parser.parse_args()
         if not 1 <= options.prompts <= len(SCENES):
@@ -160,27 +171,36 @@ class Benchmark:
         store = Store.open(self.folder / baseline.fingerprint, identity)
         store.write_header(identity, {**self.about, "settings": {one.name: one.to_dict() for one in settings}})
         places = [Place(prompt, index) for index, prompt in enumerate(self.prompts)]
-        total = len(list(order(settings, baseline, places)))
+        wanted = list(order(settings, baseline, places))
+
+        def finished() -> list[Cell]:
+            return [cell for one, place in wanted if (cell := store.find(one, place)) is not None]
+
         if len(store):
             print(f"{len(store)} clips of this machine, code and model are known already", file=sys.stderr)
 
         def on_cell(one: Setting, place: Place, cell: Cell) -> None:
             said = f"failed: {cell.error}" if cell.error else f"{cell.figures['seconds']['total']:.1f} s"
-            print(f"{len(store)} of {total}: prompt {place.seed}, {one.name}: {said}", file=sys.stderr)
+            print(f"{len(finished())} of {len(wanted)}: prompt {place.seed}, {one.name}: {said}", file=sys.stderr)
 
         try:
-            measure(
-                work(self.pipe, self.call, baseline.steps),
-                settings,
-                baseline,
-                places,
-                store,
-                warmup=WARMUP,
-                keep=lambda place: False,
-                on_cell=on_cell,
-            )
+            with closing(Claims(self.folder)) as claims:
+                # What is left by others at first may be done by then, or be left for good.
+                for waits in (False, True):
+                    measure(
+                        work(self.pipe, self.call, baseline.steps),
+                        settings,
+                        baseline,
+                        places,
+                        store,
+                        warmup=WARMUP,
+                        keep=lambda place: False,
+                        on_cell=on_cell,
+                        turn=partial(turn, claims, store, waits=waits),
+                    )
         except NotGivenBack as error:
             raise SystemExit(str(error)) from error
+        self.shown.extend(finished())
         return lambda one: [cell for place in places if (cell := store.find(one, place)) is not None]
 
     def write(self, text: str, data: dict[str, Any], pictures: Mapping[str, bytes] | None = None) -> None:
@@ -248,7 +268,19 @@ def _folder(name: str, settings: dict[str, Any], *, fresh: bool) -> Path:
     """Where the clips of a benchmark are kept: those of another machine, commit or model are elsewhere."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = ROOT / "outputs" / "bench" / name / digest
-    if fresh and folder.exists():
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        _forget(folder)
     return folder
+
+
+def _forget(folder: Path) -> None:
+    """Takes away all clips of a folder, unless another process is at some of them."""
+    stores = [each for each in folder.iterdir() if each.is_dir()]
+    places = [Place(scene.caption(), index) for index, scene in enumerate(SCENES)]
+    with closing(Claims(folder)) as claims, ExitStack() as held:
+        for each in stores:
+            if not all(held.enter_context(claims.claim(claimed(each.name, place))) for place in places):
+                raise SystemExit(f"another process makes clips of this benchmark: leave --fresh out to share {folder}")
+        for each in stores:
+            shutil.rmtree(each)

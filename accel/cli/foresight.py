@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accel.cli.documented import about, meanings
 from accel.cli.libraries import quiet_libraries
 from accel.cli.methods import MethodOptions, resolve
-from accel.cli.printing import columns
+from accel.cli.printing import columns, folded
 from accel.errors import AccelError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def foresee(model: str, preset: str | None) -> dict[str, Any]:
     }
 
 
-def lines(data: dict[str, Any]) -> list[str]:
-    """The same for a person."""
+def lines(data: dict[str, Any], width: int | None) -> list[str]:
+    """The same for a person, in lines of a width."""
     model, turned_on = data["model"], data["turned_on"]
     by = turned_on["by"] if turned_on["by"].endswith(".json") else f"the preset {turned_on['by']}"
     heading = f"What {by} turns on here" + ("" if turned_on["asked_for"] else ", as long as nothing else is asked for")
@@ -57,12 +57,19 @@ def lines(data: dict[str, Any]) -> list[str]:
         heading if turned_on["methods"] else "No method is on: the pipeline runs plainly",
     ]
     for name, method in turned_on["methods"].items():
-        found.append(f"  --{method['keyword']} {name}: {method['summary']}")
         rows = [(f"{setting}={entry['value']}", entry["meaning"]) for setting, entry in method["settings"].items()]
-        found += columns(rows, indent="      ")
-        if method["needs"]:
-            found.append(f"      needs {'; '.join(method['needs'])}")
-    found += [f"  {remark}" for remark in turned_on["left_out"]]
+        found += method_lines(method, name, rows, width)
+    for remark in turned_on["left_out"]:
+        found += folded(f"  {remark}", 6, width)
+    return found
+
+
+def method_lines(method: dict[str, Any], name: str, settings: list[tuple[str, str]], width: int | None) -> list[str]:
+    """How a method is turned on, its settings with their meanings, and what it needs."""
+    found = folded(f"  --{method['keyword']} {name}: {method['summary']}", 6, width)
+    found += columns(settings, indent="      ", width=width)
+    if method["needs"]:
+        found += folded(f"      needs {'; '.join(method['needs'])}", 12, width)
     return found
 
 

@@ -10,7 +10,7 @@ import typer
 from accel.cli import foresight
 from accel.cli.documented import about, meanings
 from accel.cli.environment import describe_device, devices
-from accel.cli.printing import Format, FormatOption, columns, emit, say
+from accel.cli.printing import Format, FormatOption, columns, emit, say, terminal_width
 
 if TYPE_CHECKING:
     from accel.pipelines.facts import Family
@@ -47,7 +47,8 @@ def list_everything(
     if form is Format.JSON:
         emit(data)
         return
-    for line in _lines(data) if model is None else foresight.lines(data):
+    width = terminal_width()
+    for line in _lines(data, width) if model is None else foresight.lines(data, width):
         say(line, form)
 
 
@@ -133,38 +134,36 @@ def _together() -> list[dict[str, Any]]:
     return [found[pair] for pair in sorted(found)]
 
 
-def _lines(data: dict[str, Any]) -> list[str]:
+def _lines(data: dict[str, Any], width: int | None) -> list[str]:
     blocks: list[list[str]] = []
     if "families" in data:
         rows = [
             (
                 name,
                 family["title"],
-                _who(family["refused_methods"]),
-                f"tested on {' and '.join(family['tested'])}",
-                ", ".join(family["pipelines"]),
+                f"{_who(family['refused_methods'])}, tested on {' and '.join(family['tested'])}: "
+                f"{', '.join(family['pipelines'])}",
             )
             for name, family in data["families"].items()
         ]
-        blocks.append(["Families", *columns(rows)])
+        blocks.append(["Families", *columns(rows, width=width)])
     if "methods" in data:
         lines = ["Methods"]
         for name, method in data["methods"].items():
-            lines.append(f"  --{method['keyword']} {name}: {method['summary']}")
             settings = [(f"{n}={s['default']}", s["meaning"]) for n, s in method["settings"].items()]
-            lines += columns(settings, indent="      ")
-            if method["needs"]:
-                lines.append(f"      needs {'; '.join(method['needs'])}")
+            lines += foresight.method_lines(method, name, settings, width)
         blocks.append(lines)
     if "together" in data:
         pairs = [(" and ".join(two["methods"]), _pair(two)) for two in data["together"]]
-        blocks.append(["Two methods, with their defaults", *columns(pairs)])
+        blocks.append(["Two methods, with their defaults", *columns(pairs, width=width)])
     if "presets" in data:
-        blocks.append(["Presets", *columns([(name, p["in_words"]) for name, p in data["presets"].items()])])
+        presets = [(name, p["in_words"]) for name, p in data["presets"].items()]
+        blocks.append(["Presets", *columns(presets, width=width)])
     if "machine" in data:
         machine = data["machine"]
         gpus = "; ".join(describe_device(d) for d in machine["devices"]) or machine["no_devices"]
-        blocks.append(["This machine", *columns([("cpu", "yes"), ("gpu", gpus), ("triton", machine["kernels"])])])
+        known = [("cpu", "yes"), ("gpu", gpus), ("triton", machine["kernels"])]
+        blocks.append(["This machine", *columns(known, width=width)])
     return [line for block in blocks for line in [*block, ""]][:-1]
 
 

@@ -29,6 +29,8 @@ from accel.reporting.roofline import check_charts, roofline, waterline
 
 _STEPS = 8
 _WARM_UP_STEPS = 2
+# A share of the ceiling of products above this is more than a measurement that is off by a little.
+_POSSIBLE = 1.1
 _SHOWN_OPERATIONS = 12
 _FILES = ("trace.json", "profile.json", "roofline.png", "waterline.png")
 
@@ -121,6 +123,7 @@ def _lines(found: Profile, limits: Ceilings) -> list[str]:
             "bound by",
         )
     ]
+    most = 0.0
     for kind, layers in _by_kind(found.layers).items():
         seconds, flops, moved = (sum(getattr(one, name) for one in layers) for name in ("seconds", "flops", "moved"))
         if not seconds:
@@ -130,6 +133,7 @@ def _lines(found: Profile, limits: Ceilings) -> list[str]:
             rows.append((kind, calls, f"{seconds:.3f}", f"{seconds / found.seconds:.1%}", *["–"] * 5, "not counted"))
             continue
         rate, flow = flops / seconds, moved / seconds
+        most = max(most, rate / limits.flops)
         by = "products" if flops / limits.flops > moved / limits.bandwidth else "memory"
         rows.append(
             (
@@ -146,6 +150,11 @@ def _lines(found: Profile, limits: Ceilings) -> list[str]:
             )
         )
     out += ["", *columns(rows, indent="")]
+    if most > _POSSIBLE:
+        out.append(
+            f"{most:.0%} of a ceiling: work was left out or is in a coarser format, or the device was busy when the "
+            "ceiling was measured (--measure-ceilings measures it again)"
+        )
     rows = [("operations, own time", "calls", "seconds", "share")]
     rows += [
         (one.name, str(one.calls), f"{one.seconds:.3f}", f"{one.seconds / found.seconds:.1%}")

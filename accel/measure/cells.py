@@ -1,4 +1,7 @@
-"""The finished runs of a benchmark, kept one by one: one that is killed loses nothing and measures none twice."""
+"""The finished runs of a benchmark, kept one by one: one that is killed loses nothing and measures none twice.
+
+Several processes may add to one folder at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,26 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from accel.errors import AccelError
 from accel.measure.trial import Setting
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Not on this system, where one process alone may work on a folder.
+    fcntl = None
+
 CELLS_FILE, HEADER_FILE = "cells.jsonl", "bench.json"
-# Of the lock that a process holds on the folder while it measures; there before anything else is.
+# Of the lock that a process holds on the folder while it measures, and of files that are not whole yet; they are there
+# before anything else is.
 _LOCKS = ".accel."
 _REFERENCES, _CLIPS, _HEAT = "references", "clips", "heat"
 SCHEMA = 1
@@ -65,7 +77,7 @@ class Store:
         """
         cls.check(folder, identity)
         store = cls(folder)
-        store._read(mend=True)
+        store.refresh()
         return store
 
     @staticmethod
@@ -95,6 +107,8 @@ class Store:
         (folder / CELLS_FILE).unlink(missing_ok=True)
         for name in (_REFERENCES, _CLIPS, _HEAT):
             shutil.rmtree(folder / name, ignore_errors=True)
+        for part in folder.glob(f"{_LOCKS}*.part"):
+            part.unlink(missing_ok=True)
         # The last, so that a folder of half of them is still known for a benchmark's.
         (folder / HEADER_FILE).unlink(missing_ok=True)
 
@@ -103,7 +117,7 @@ class Store:
         """The cells of a folder as they are; nothing there is changed."""
         read_header(folder)
         store = cls(folder)
-        store._read(mend=False)
+        store.refresh()
         return store
 
     def __len__(self) -> int:
@@ -129,11 +143,27 @@ class Store:
     def add(self, cell: Cell) -> None:
         """Keeps a cell, on the disk when this returns."""
         line = json.dumps(asdict(cell), ensure_ascii=False) + "\n"
-        with (self.folder / CELLS_FILE).open("ab") as lines:
+        with (self.folder / CELLS_FILE).open("ab+") as lines, _alone_with(lines):
+            _cut_half_a_line(lines)
             lines.write(line.encode())
             lines.flush()
             os.fsync(lines.fileno())
         self._cells[cell.setting, cell.place] = cell
+
+    def refresh(self) -> None:
+        """Reads the cells that are there now, those that another process has added too."""
+        path = self.folder / CELLS_FILE
+        if not path.exists():
+            return
+        # The last may be half a line, of a run that was killed or is being added; the next one added cuts it off.
+        whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        for number, line in enumerate(whole, start=1):
+            try:
+                data = json.loads(line)
+                cell = Cell(data["setting"], Place(**data["place"]), data["figures"], data["error"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise AccelError(f"{path}, line {number}, is no cell of a benchmark ({error}); take it out") from error
+            self._cells[cell.setting, cell.place] = cell
 
     def drop(self, cells: Iterable[Cell]) -> None:
         """Forgets cells, which can be measured again then."""
@@ -187,23 +217,6 @@ class Store:
     def _clip(self, setting: Setting, place: Place) -> Path:
         return self.folder / _CLIPS / f"{setting.fingerprint}_{_digest(place)}.npz"
 
-    def _read(self, *, mend: bool) -> None:
-        path = self.folder / CELLS_FILE
-        if not path.exists():
-            return
-        lines = path.read_bytes().splitlines(keepends=True)
-        # The last line of a killed run may be half a line.
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if mend and len(whole) < len(lines):
-            _replace(path, b"".join(whole))
-        for number, line in enumerate(whole, start=1):
-            try:
-                data = json.loads(line)
-                cell = Cell(data["setting"], Place(**data["place"]), data["figures"], data["error"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise AccelError(f"{path}, line {number}, is no cell of a benchmark ({error}); take it out") from error
-            self._cells[cell.setting, cell.place] = cell
-
 
 def read_header(folder: Path) -> dict[str, Any]:
     """What `bench.json` of a folder says: "identity" and "plan".
@@ -234,8 +247,29 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
+@contextmanager
+def _alone_with(stream: BinaryIO) -> Iterator[None]:
+    """Keeps other processes from a file until the block or this process ends.
+
+    Where files cannot be locked one process alone may work on a folder, which whoever claims the work is told.
+    """
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+    # Closing the file unlocks it, after the last byte is written.
+    yield
+
+
+def _cut_half_a_line(lines: BinaryIO) -> None:
+    """Takes off what a process that was killed while it wrote has left at the end."""
+    lines.seek(0)
+    data = lines.read()
+    lines.truncate(data.rfind(b"\n") + 1)
+
+
 def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
+    # Of this process, since another may write the same file now.
+    part = path.with_name(f"{_LOCKS}{path.name}.{os.getpid()}.part")
     with part.open("wb") as stream:
         stream.write(data)
         stream.flush()

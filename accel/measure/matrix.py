@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +83,7 @@ def measure(
     warmup: int,
     keep: Callable[[Place], bool],
     on_cell: Callable[[Setting, Place, Cell], None],
+    turn: Callable[[Place], AbstractContextManager[bool]] = lambda place: nullcontext(True),
 ) -> None:
     """Makes every cell that the store has not.
 
@@ -90,36 +94,53 @@ def measure(
         warmup: steps of a run of each setting before its first measured one; 0 for none.
         keep: whether the clips of a place are kept to be looked at.
         on_cell: told of each new cell.
+        turn: around all cells of a place, tells whether this process makes them; those that the store has by then are
+            not made.
 
     Raises:
         NotGivenBack: a setting changed the pipeline for good; nothing that is measured after it could be trusted.
         Exception: whatever the baseline's own run raises. What another setting's run raises, or a larger batch, stands
             in its cell.
     """
-    todo = [(one, place) for one, place in order(settings, baseline, places) if store.find(one, place) is None]
-    if not todo:
-        return
     warm = _WarmUp(work, places[0], warmup)
-    for setting, place in todo:
-        try:
-            trial = attempt(work.pipe, warm.up(setting, place.batch), work.arguments(place, setting.steps), work.call)
-            figures = {**trial.figures, "warmup_steps": warmup}
-            if place.batch == 1:
-                frames = work.frames(trial.output)
-                figures["quality"] = _judged(work, store, setting, baseline, place, frames)
-                if setting.fingerprint == baseline.fingerprint and place.repeat == 0:
-                    store.keep_reference(setting, place, frames)
-                if keep(place):
-                    store.keep_clip(setting, place, _pixels(frames))
-            cell = Cell(setting.fingerprint, place, figures)
-        except NotGivenBack:
+    for place, row in itertools.groupby(order(settings, baseline, places), key=lambda pair: pair[1]):
+        with turn(place) as mine:
+            for setting, _ in row if mine else ():
+                if store.find(setting, place) is None:
+                    cell = _cell(work, warm, setting, baseline, place, store, keep)
+                    store.add(cell)
+                    on_cell(setting, place, cell)
+
+
+def _cell(
+    work: Work,
+    warm: _WarmUp,
+    setting: Setting,
+    baseline: Setting,
+    place: Place,
+    store: Store,
+    keep: Callable[[Place], bool],
+) -> Cell:
+    """The finished run of a setting at a place; its frames are kept where they are needed."""
+    try:
+        told = warm.up(setting, place.batch)
+        began = time.time()
+        trial = attempt(work.pipe, told, work.arguments(place, setting.steps), work.call)
+        figures = {**trial.figures, "began": began, "warmup_steps": warm.steps}
+        if place.batch == 1:
+            frames = work.frames(trial.output)
+            figures["quality"] = _judged(work, store, setting, baseline, place, frames)
+            if setting.fingerprint == baseline.fingerprint and place.repeat == 0:
+                store.keep_reference(setting, place, frames)
+            if keep(place):
+                store.keep_clip(setting, place, _pixels(frames))
+        return Cell(setting.fingerprint, place, figures)
+    except NotGivenBack:
+        raise
+    except Exception as error:
+        if setting.fingerprint == baseline.fingerprint and place.batch == 1:
             raise
-        except Exception as error:
-            if setting.fingerprint == baseline.fingerprint and place.batch == 1:
-                raise
-            cell = Cell(setting.fingerprint, place, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
-        store.add(cell)
-        on_cell(setting, place, cell)
+        return Cell(setting.fingerprint, place, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _judged(
@@ -156,7 +177,7 @@ class _WarmUp:
     def __init__(self, work: Work, place: Place, steps: int) -> None:
         self._work = work
         self._place = place
-        self._steps = steps
+        self.steps = steps
         self._done: set[tuple[str, int]] = set()
         self._plain: str | None = None
         self._steady = True
@@ -166,25 +187,25 @@ class _WarmUp:
         """Runs the setting for a few steps, once for each batch; returns it with what it must be told besides."""
         if setting.rival == "magcache" and "mag_ratios" not in setting.rival_settings:
             setting = self._with_ratios(setting)
-        for size in dict.fromkeys((1, batch)) if self._steps >= 1 else ():
+        for size in dict.fromkeys((1, batch)) if self.steps >= 1 else ():
             if (setting.fingerprint, size) not in self._done:
                 if size == 1:
                     self._run_short(setting)
                 else:
                     # The autoencoder too, which has not seen so many yet.
-                    self._run(replace(setting, steps=self._steps), {}, size)
+                    self._run(replace(setting, steps=self.steps), {}, size)
                 self._done.add((setting.fingerprint, size))
         return setting
 
     def _run_short(self, setting: Setting) -> None:
         if self._plain is None:
             # The whole call first, so that the autoencoder is warm too.
-            self._run(Setting("plain", steps=self._steps), {})
+            self._run(Setting("plain", steps=self.steps), {})
             self._plain = self._run_plain()
             self._steady = self._run_plain() == self._plain
         if not setting.plain:
             try:
-                self._run(replace(setting, steps=self._steps), {"output_type": "latent"})
+                self._run(replace(setting, steps=self.steps), {"output_type": "latent"})
             finally:
                 # Also after one that failed, which may have come off by halves.
                 if self._steady and self._run_plain() != self._plain:
@@ -206,10 +227,10 @@ class _WarmUp:
         return replace(setting, rival_settings={**setting.rival_settings, **told})
 
     def _run_plain(self) -> str:
-        return self._run(Setting("plain", steps=self._steps), {"output_type": "latent"})
+        return self._run(Setting("plain", steps=self.steps), {"output_type": "latent"})
 
     def _run(self, setting: Setting, more: dict[str, Any], batch: int = 1) -> str:
-        arguments = {**self._work.arguments(replace(self._place, batch=batch), self._steps), **more}
+        arguments = {**self._work.arguments(replace(self._place, batch=batch), self.steps), **more}
         with warnings.catch_warnings():
             # In so few steps a method may find nothing to do, and says so.
             warnings.simplefilter("ignore", AccelWarning)

@@ -63,13 +63,14 @@ class TemporalDeltaCacheConfig(MethodConfig):
     method: ClassVar[str] = "tdc"
     keyword: ClassVar[Keyword] = "cache"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "computed": ("threshold", "max_skips", "dense_steps", "dense_final_steps"),
-        "reused": ("threshold", "max_skips", "dense_steps", "dense_final_steps"),
+        "computed": ("threshold", "max_skips", "early", "dense_steps", "dense_final_steps"),
+        "reused": ("threshold", "max_skips", "early", "dense_steps", "dense_final_steps"),
     }
     approximate: ClassVar[frozenset[str]] = frozenset({"reused"})
     toward_plain: ClassVar[dict[str, Toward]] = {
         "threshold": "lower",
         "max_skips": "lower",
+        "early": "raise",
         "dense_steps": "raise",
         "dense_final_steps": "raise",
     }

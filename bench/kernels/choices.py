@@ -6,6 +6,7 @@ All of it is plain torch, so that no form stands beside another: what is checked
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def recalls(size: Size, place: Place) -> list[Variant]:
             wide = mass.double()
             return (wide.sort(-1).values[..., -keep:].sum((-2, -1)) / wide.sum((-2, -1)),)
 
-        run = lambda: head_recalls(mass, place.density)  # noqa: E731
+        run = partial(head_recalls, mass, place.density)
         return Trial(run, {"torch": plain}, lambda result: (result,), wanted, 1e-5)
 
     return [_scored("of a search", size, place, make)]
@@ -135,7 +136,7 @@ def bits(size: Size, place: Place) -> list[Variant]:
         def unpacked(result: Tensor) -> Tensors:
             return (((result[..., None] & powers) > 0).flatten(-2)[..., :number],)
 
-        mask = lambda: _mask(lists[0], number)  # noqa: E731
+        mask = partial(_mask, lists[0], number)
         return Trial(lambda: to_bits(*lists, number), {"torch: a mask of bytes": mask}, unpacked, lambda: (mask(),))
 
     return [_scored("a choice", size, place, make)]
@@ -176,7 +177,10 @@ def arranging(size: Size, place: Place) -> list[Variant]:
 def applying(size: Size, place: Place) -> list[Variant]:
     def make() -> Trial:
         arranged, sequence = _arrangement(size, place), _sequence(size, place)
-        plain = lambda: sequence[:, arranged.gather]  # noqa: E731
+
+        def plain() -> Tensor:
+            return sequence[:, arranged.gather]
+
         return Trial(lambda: arranged.apply(sequence), {"torch": plain}, lambda x: (x,), lambda: (plain(),))
 
     return [_moved(size, place, make)]
@@ -186,7 +190,10 @@ def restoring(size: Size, place: Place) -> list[Variant]:
     def make() -> Trial:
         arranged, sequence = _arrangement(size, place), _sequence(size, place)
         ordered = arranged.apply(sequence)
-        plain = lambda: ordered[:, arranged.scatter]  # noqa: E731
+
+        def plain() -> Tensor:
+            return ordered[:, arranged.scatter]
+
         return Trial(lambda: arranged.restore(ordered), {"torch": plain}, lambda x: (x,), lambda: (sequence,))
 
     return [_moved(size, place, make)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def int8_quantizations(size: Size, place: Place) -> list[Variant]:
     itemsize = place.dtype.itemsize
     found = [_activations("activations", _alone, quantize_int8, {"torch": _int8}, itemsize + 1, size, place)]
     if size.width % BLOCK == 0:
-        ours = lambda x: quantize_int8(x, rotate=True)  # noqa: E731
+        ours = partial(quantize_int8, rotate=True)
         rivals = {"torch, rotated before": lambda x: _int8(rotate(x))}
         found.append(_activations("activations, rotated", _alone, ours, rivals, itemsize + 1, size, place))
     return found

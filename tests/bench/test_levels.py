@@ -10,6 +10,7 @@ from bench import levels
 from bench.comparison import distinct
 from bench.level_choice import LEVELS, at_level, bests, closing, fastest
 from bench.level_settings import FEWER, baseline, families
+from bench.rivals import CACHES
 from tests.bench.test_comparison import PAGE
 
 PLAIN_SECONDS = 10.0
@@ -146,3 +147,4 @@ def test_every_method_and_every_rival_is_among_the_settings_once(steps):
     assert set(groups) >= {"delta", "tdc", "flashblock", "pisa", "adaspa", "int8", "mixed", "combination", FEWER}
     assert {one.rival for one in found if one.rival is not None} == set(KNOWN_RIVALS)
     assert all(len(one.config.methods) > 1 for one in groups["combination"])
+    assert min(len(groups[name]) for name in CACHES) >= len(groups["tdc"]), "a rival has as much choice as ours"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 from huggingface_hub import constants
 
 import accel as library
+from accel.cli import inventory
 from accel.cli.generate import generate
+from accel.cli.printing import columns, terminal_width
 from accel.config import AccelConfig
 from accel.methods.base import registered
 from accel.pipelines.families import families
@@ -48,11 +52,39 @@ def test_the_list_for_a_person(make: Accel) -> None:
         assert text in out
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_list_fits_a_terminal(width: int, make: Accel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make("list").out
+    monkeypatch.setattr(inventory, "terminal_width", lambda: width)
+    narrow = make("list").out
+    assert max(map(len, narrow.splitlines())) <= width < max(map(len, whole.splitlines()))
+    assert narrow.split() == whole.split(), "nothing is cut off"
+
+
+def test_a_last_column_goes_on_beside_the_others_or_below_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("name", "what it means " * 4), ("longer name", "short")]
+    assert columns(rows) == columns(rows, width=80) and len(columns(rows)) == 2
+    assert columns(rows, width=50) == [
+        "  name         what it means what it means what it",
+        "               means what it means",
+        "  longer name  short",
+    ]
+    assert columns(rows, width=40) == [
+        "  name",
+        "      what it means what it means what",
+        "      it means what it means",
+        "  longer name",
+        "      short",
+    ]
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert terminal_width() is None, "what is no terminal gets whole lines"
+
+
 def test_one_preset(make: Accel) -> None:
     out = make("list", "--preset", "fast").out
     assert (
         "fast" in out
-        and "threshold=0.2" in out
+        and "threshold=0.4" in out
         and "min_tokens=4096" in out
         and "quality" not in out
         and "Families" not in out

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+
+from accel.cli.run_profile import _lines
+from accel.measure.ceilings import Ceilings
+from accel.measure.profiling import Layer
 
 QUICK = ("--size", "quick", "--steps", "2", "--num-frames", "5")
 
@@ -37,6 +42,14 @@ def test_what_is_not_counted_is_said_so(make, tmp_path, monkeypatch):
     assert line.endswith("not counted")
     layers = json.loads((tmp_path / "found" / "profile.json").read_text())["layers"]
     assert {layer["flops"] for layer in layers if layer["name"].startswith("attention")} == {None}
+
+
+@pytest.mark.parametrize(("flops", "said"), [(104.0, False), (150.0, True)])
+def test_more_than_a_ceiling_is_explained(flops, said):
+    layer = Layer("linear a", "a", 0, calls=1, flops=flops, moved=1.0, seconds=1.0)
+    found = SimpleNamespace(seconds=2.0, parts={"denoiser": 1.0}, layers=[layer], operations=[])
+    out = "\n".join(_lines(found, Ceilings(100.0, 100.0)))
+    assert ("150% of a ceiling: " in out and "--measure-ceilings" in out) is said
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_levers_are_settings_of_the_method(name):
 SUMMARY = {
     "settings": {
         "pisa": {"density": 0.25, "dense_steps": 0.3, "dense_layers": 1, "search_steps": None},
-        "tdc": {"threshold": 0.1, "max_skips": 3, "dense_steps": 0.1, "dense_final_steps": 0.02},
+        "tdc": {"threshold": 0.1, "max_skips": 3, "early": 0.35, "dense_steps": 0.1, "dense_final_steps": 0.02},
     },
     "runs": [
         {
@@ -115,8 +115,8 @@ MEASURED = {
 }
 KEEP_DENSE = "raise attention.density (0.25), attention.dense_steps (0.3) or attention.dense_layers (1)"
 COMPUTE = (
-    "lower cache.threshold (0.1) or cache.max_skips (3), or raise cache.dense_steps (0.1) or cache.dense_final_steps "
-    "(0.02)"
+    "lower cache.threshold (0.1) or cache.max_skips (3), or raise cache.early (0.35), cache.dense_steps (0.1) or "
+    "cache.dense_final_steps (0.02)"
 )
 
 
@@ -128,8 +128,8 @@ def test_each_value_names_the_settings_that_change_it_and_the_direction():
     assert error.advice[1] == ["", f"To lower it, {KEEP_DENSE}", f"To lower it, {COMPUTE}"]
     # A sparse call is shortened by a lower density, or by being skipped; not by what decides that it is sparse.
     assert seconds.advice[1][1] == (
-        "To shorten it, lower attention.density (0.25), cache.dense_steps (0.1) or cache.dense_final_steps (0.02), or "
-        "raise cache.threshold (0.1) or cache.max_skips (3)"
+        "To shorten it, lower attention.density (0.25), cache.early (0.35), cache.dense_steps (0.1) or "
+        "cache.dense_final_steps (0.02), or raise cache.threshold (0.1) or cache.max_skips (3)"
     )
     assert seconds.advice[0][2] == "", "a skipped block takes next to no time, and nothing makes it less"
     assert error.hottest(2) == [([0, 1], 2), ([1], 1)] and density.hottest(3) == [([1], 1)]
