@@ -17,7 +17,7 @@ from accel.measure.calibration import calibrate_mixed
 from accel.methods.layer_choice import Layer
 from accel.methods.mixed import _largest_to_mean, _quadratic_mean, _together
 from accel.methods.precision_calibration import Calibration
-from accel.methods.precision_rule import ShareRule, ThresholdRule
+from accel.methods.precision_rule import ShareRule, ThresholdRule, later_share
 from tests.methods.quantized import CASE, STEPS, enable, last, run
 from tests.tiny_pipelines import TINY
 
@@ -62,6 +62,9 @@ def test_the_account_goes_on_with_another_transformer() -> None:
     after.follow(before)
     assert len(after.high(layers(), {}, {}, 2)) == 8
     assert len(after.high(layers(), known, known, 1)) == 0
+    # With a calibration, two of eight steps are all INT8, and two of the other six make four of eight.
+    assert (later_share(0.5, 8, 2), later_share(0.5, 8)) == (pytest.approx(2 / 6), pytest.approx(3 / 7))
+    assert later_share(0.5, 2, 2) == 0.5
 
 
 def test_what_is_not_known_takes_from_the_share() -> None:
