@@ -4,8 +4,8 @@ python -m bench.quantization [--prompts 8] [--size standard] [--steps 24] [--row
 
 First plain runs in which every product is computed in every format beside it: errors by layer and step, how well what
 mixed precision knows foretells them, and which criterion chooses best. Then clips: each format alone and beside TDC and
-PISA, and mixed precision by every criterion. NVFP4 activations are emulated on a CPU, so that their seconds say nothing
-of a device that has them.
+PISA, and mixed precision's weights with INT8 nowhere, everywhere, at random, and where it gains most. NVFP4
+activations are emulated on a CPU, so that their seconds say nothing of a device that has them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from accel.measure.trial import Preparation, Setting
 from accel.methods.mixed import MixedPrecision
 from accel.session import Session
 from bench.comparison import Benchmark, nearest, setting, tabulate
-from bench.precision_choices import BEST, OWN, SEEDS, RandomRule, RuleMaker, TableRule, criteria, random_name
+from bench.precision_choices import BEST, SEEDS, RandomRule, RuleMaker, TableRule, criteria, random_name
 from bench.precision_study import BITS, Study, markdown, share_of
 from bench.tables import Figure, Row
 from bench.tdc import PISA, PISA_THRESHOLDS, THRESHOLDS
@@ -32,9 +32,13 @@ FORMATS: dict[str, dict[str, Any]] = {
     **{f"mixed, {bits} bits": {"method": "mixed", "target_bits": float(bits)} for bits in BITS},
 }
 
+# The mean bits, mixed precision's own, at which clips are also made with other choices of as many layers and steps. By
+# the errors of products these are compared at every average, and with every criterion there is.
+COMPARED = 6
+
 
 def settings(study: Study) -> list[Setting]:
-    """The plain pipeline, the formats, alone and in company, and mixed precision by every criterion."""
+    """The plain pipeline, the formats, alone and in company, and what mixed precision lies between."""
     steps = study.steps
     tdc = {"method": "tdc", "threshold": nearest(THRESHOLDS, steps)[1]}
     company: dict[str, dict[str, Any]] = {
@@ -55,16 +59,14 @@ def settings(study: Study) -> list[Setting]:
         _by("W4A4 of mixed", "no INT8", 4, partial(RandomRule, 0.0), steps),
         _by("W4A8 of mixed", "INT8 everywhere", 8, partial(RandomRule, 1.0), steps),
     ]
-    for bits in BITS:
-        rules = criteria(share_of(bits), steps, study.calibration)
-        # That is the row of mixed precision itself.
-        del rules[OWN]
-        rules[f"{BEST} of products, known from these {len(study.found)} runs"] = partial(
-            TableRule, study.best_table(bits)
-        )
-        for name, rule in rules.items():
-            found.append(_by(f"mixed, {bits} bits by {name}", name, bits, rule, steps))
-    return found
+    rules = criteria(share_of(COMPARED), steps, study.calibration)
+    compared = {random_name(seed): rules[random_name(seed)] for seed in SEEDS}
+    compared[f"{BEST} of products, known from these {len(study.found)} runs"] = partial(
+        TableRule, study.best_table(COMPARED)
+    )
+    return found + [
+        _by(f"mixed, {COMPARED} bits by {name}", name, COMPARED, rule, steps) for name, rule in compared.items()
+    ]
 
 
 def _by(name: str, criterion: str, bits: int, rule: RuleMaker, steps: int) -> Setting:
@@ -77,21 +79,22 @@ def _decide_by(rule: RuleMaker, session: Session) -> None:
     method.decide_by(rule)
 
 
-def verdicts(rows: list[Row]) -> list[str]:
-    """Of each average, whether mixed precision's clips are nearer to the plain ones than those of random choices."""
+def verdict(rows: list[Row]) -> list[str]:
+    """Whether mixed precision's clips are nearer to the plain ones than those of random choices."""
     decibels = {row["setting"]: statistics.mean(row["psnr_db"]) for row in rows[1:] if row["psnr_db"]}
-    found = []
-    for bits in BITS:
-        names = [f"mixed, {bits} bits by {random_name(seed)}" for seed in SEEDS]
-        ours = decibels.get(f"mixed, {bits} bits")
-        if ours is None or any(name not in decibels for name in names):
-            continue
-        random = [decibels[name] for name in names]
-        word = "nearer than" if ours > max(random) else "not nearer than"
-        listed = ", ".join(f"{one:.2f}" for one in random)
-        found.append(f"- {bits} bits: {ours:.2f} dB, {word} all random choices of as many pairs ({listed} dB)")
+    ours = decibels.get(f"mixed, {COMPARED} bits")
+    names = [f"mixed, {COMPARED} bits by {random_name(seed)}" for seed in SEEDS]
+    if ours is None or any(name not in decibels for name in names):
+        return []
+    random = [decibels[name] for name in names]
+    word = "nearer than" if ours > max(random) else "not nearer than"
+    listed = ", ".join(f"{one:.2f}" for one in random)
     ends = [f"{name} {decibels[name]:.2f} dB" for name in ("W4A4 of mixed", "W4A8 of mixed") if name in decibels]
-    return ["", f"Mixed precision against random choices, mean PSNR ({', '.join(ends)}):", "", *found] if found else []
+    return [
+        "",
+        f"Mean PSNR of clips at {COMPARED} bits: mixed precision {ours:.2f} dB, {word} all random choices of as many "
+        f"pairs ({listed} dB); {', '.join(ends)}.",
+    ]
 
 
 def main() -> None:
@@ -101,7 +104,7 @@ def main() -> None:
 
     def more(rows: dict[int, list[Row]]) -> tuple[list[str], dict[str, Any]]:
         figures = [study.to_dict() for study in studies.values()]
-        text = [line for each in rows.values() for line in verdicts(each)]
+        text = [line for each in rows.values() for line in verdict(each)]
         for one in figures:
             text += ["", *markdown(one)]
         return text, {"products": figures}

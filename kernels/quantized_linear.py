@@ -15,8 +15,8 @@ from torch import Tensor
 from accel.kernels import checks
 from accel.kernels.forms import without_autocast
 from accel.kernels.int8 import int8_linear, quantize_int8
-from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
-from accel.kernels.nvfp4_linear import NATIVE, nvfp4_linear, nvfp4_weight_linear
+from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8
+from accel.kernels.nvfp4_linear import NATIVE, nvfp4_weight_linear, rounding_nvfp4_linear
 from accel.kernels.rotation import BLOCK, require_rotatable, rotate
 
 __all__ = [
@@ -155,9 +155,9 @@ def multiply(
         return F.linear(x, stored_weight(weight, rotated, x.dtype), None if bias is None else bias.to(x.dtype))
     if len(weight) != 3:
         raise ValueError("quantized_linear has no product of NVFP4 activations with an INT8 weight: use int8 or plain")
-    codes, group_scales, _ = quantize_nvfp4(x, activation_scale, rotate=rotated)
-    _raise_to(seen, 1, group_scales.float())
-    return nvfp4_linear(codes, group_scales, activation_scale, weight[0], weight[1], weight[2], bias, x.dtype)
+    result, largest = rounding_nvfp4_linear(x, activation_scale, weight[0], weight[1], weight[2], bias, rotate=rotated)
+    _raise_to(seen, 1, largest)
+    return result
 
 
 def _raise_to(seen: Tensor, place: int, numbers: Tensor) -> None:

@@ -203,7 +203,10 @@ class MixedPrecision(Sparing):
         period = (moment.chunk, moment.denoiser)
         if period != self._state.period:
             ranks = sharing_tokens(next(d.module for d in self.context.facts.denoisers if d.name == moment.denoiser))
-            self._state = _State(period, self._make_rule(), moment.step, ranks=ranks)
+            rule = self._make_rule()
+            if isinstance(rule, ShareRule) and isinstance(self._state.rule, ShareRule):
+                rule.follow(self._state.rule)
+            self._state = _State(period, rule, moment.step, ranks=ranks)
         state = self._state
         if moment.step == state.step:
             return
@@ -227,7 +230,8 @@ class MixedPrecision(Sparing):
         if config.threshold is not None:
             return ThresholdRule(config.threshold, found.lines if found else {})
         if found is not None:
-            return ThresholdRule(found.threshold(1.0 - later_share(config.high_share, self._num_steps)), found.lines)
+            later = later_share(config.high_share, self._num_steps, len(self.context.facts.denoisers))
+            return ThresholdRule(found.threshold(1.0 - later), found.lines)
         return ShareRule(config.high_share)
 
     def _rule_in_words(self) -> str:

@@ -84,11 +84,18 @@ class ShareRule:
         self._seen += len(layers)
         return chosen
 
+    def follow(self, before: ShareRule) -> None:
+        """Takes over the account of the rule of the transformer, or chunk, that ran before in the same run.
 
-def later_share(share: float, steps: int) -> float:
-    """The share of all steps but the first that makes a share of the whole run, where the first gets the finer format
-    in all layers."""
-    return min(1.0, max(0.0, (share * steps - 1.0) / (steps - 1.0))) if steps > 1 else share
+        How long that one would run it did not know, so that what its first step took may not all be spared yet.
+        """
+        self._used, self._seen = before._used, before._seen
+
+
+def later_share(share: float, steps: int, firsts: int = 1) -> float:
+    """The share of all steps but the first ones, of which each transformer has one, that makes a share of the whole
+    run, where the first ones get the finer format in all layers."""
+    return min(1.0, max(0.0, (share * steps - firsts) / (steps - firsts))) if steps > firsts else share
 
 
 def _finite(number: float | None) -> bool:

@@ -25,6 +25,7 @@ OPERATIONS: dict[str, Callable[[Size, Place], list[Variant]]] = {
 NOT_TIMED = {
     "arrangement.default_tile": "arithmetic of three numbers",
     "arrangement.let_go_of_arrangements": "drops what is kept",
+    "nvfp4_linear.rounding_nvfp4_linear": "what quantized_linear does with NVFP4 activations, which is timed",
     "quantized_linear.emulation": "words about a device",
     "quantized_linear.fitting_scale": "arithmetic of one number",
     "quantized_linear.multiply": "the body of quantized_linear, which is timed",

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from accel.kernels.int8.reference import LARGEST, SMALLEST
-from accel.kernels.rotation.cpu import rotated
+from accel.kernels.rotation import BLOCK
+from accel.kernels.rotation.cpu import pieces, rotated_blocks, turned_back
 
 # Numbers of a piece of the quantizer.
 _PIECE = 1 << 18
@@ -13,23 +14,25 @@ _ROWS = 512
 
 
 def quantize_int8(x: Tensor, rotate: bool) -> tuple[Tensor, Tensor]:
-    rows, channels = x.shape
-    result = torch.empty((rows, channels), dtype=torch.int8)
-    scales = torch.full((rows,), SMALLEST / LARGEST, dtype=torch.float32)
-    step = max(_PIECE // max(channels, 1), 1)
-    for start in range(0, rows if channels else 0, step):
-        piece = slice(start, start + step)
-        values = rotated(x[piece]) if rotate else x[piece].float()
-        low, high = torch.aminmax(values, dim=1)
-        largest = torch.maximum(high, low.neg_()).clamp_(min=SMALLEST)
+    result = torch.empty(x.shape, dtype=torch.int8)
+    scales = torch.full(x.shape[:1], SMALLEST / LARGEST, dtype=torch.float32)
+    for piece in pieces(x, _PIECE):
+        # Blocks that were rotated stand in columns, rows that were not in rows.
+        values = rotated_blocks(x[piece]) if rotate else x[piece].float()
+        largest = values.abs().amax(0 if rotate else 1).clamp_(min=SMALLEST)
+        if rotate:
+            largest = largest.view(scales[piece].shape[0], -1).amax(1)
         torch.div(largest, LARGEST, out=scales[piece])
-        factors = torch.full_like(largest, LARGEST).div_(largest)[:, None]
-        rounded = torch.mul(values, factors).round_()
+        factors = torch.full_like(largest, LARGEST).div_(largest)
+        if rotate:
+            rounded = values.mul_(factors.repeat_interleave(x.shape[1] // BLOCK)).round_().to(torch.int8)
+            turned_back(rounded, result[piece])
+        else:
+            result[piece] = torch.mul(values, factors[:, None]).round_()
         usable = largest.isfinite()
         if not usable.all():
             scales[piece][~usable] = torch.nan
-            rounded[~usable] = 0.0
-        result[piece] = rounded
+            result[piece][~usable] = 0
     return result, scales
 
 

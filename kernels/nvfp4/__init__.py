@@ -46,16 +46,7 @@ def quantize_nvfp4(
         ValueError: shapes or devices do not fit, `rotate` has no tensor scale, or the forced form cannot run.
         TypeError: a dtype is not among those above.
     """
-    checks.require_floats("quantize_nvfp4", x=x)
-    checks.require_matrix("quantize_nvfp4", x=x)
-    if x.shape[1] % GROUP:
-        raise ValueError(f"quantize_nvfp4 takes channels in groups of {GROUP}: x has {x.shape[1]}; leave it as it is")
-    if rotate:
-        require_rotatable("quantize_nvfp4", x)
-        if tensor_scale is None:
-            raise ValueError("quantize_nvfp4 rotates with a tensor scale given: give one, or call rotate(x) first")
-    if tensor_scale is not None:
-        _require_tensor_scale("quantize_nvfp4", tensor_scale, x)
+    require_quantizable("quantize_nvfp4", x, tensor_scale, rotate)
     codes, scales, made = _quantize_nvfp4(x, tensor_scale, by_error, rotate)
     return codes, scales, made if tensor_scale is None else tensor_scale
 
@@ -97,6 +88,20 @@ def nvfp4_to_int8(codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> tuple[
     """
     require_nvfp4("nvfp4_to_int8", codes, scales, tensor_scale)
     return _nvfp4_to_int8(codes, scales, tensor_scale)
+
+
+def require_quantizable(operation: str, x: Tensor, tensor_scale: Tensor | None, rotate: bool) -> None:
+    """Raise ValueError or TypeError unless x can be made NVFP4 with that tensor scale."""
+    checks.require_floats(operation, x=x)
+    checks.require_matrix(operation, x=x)
+    if x.shape[1] % GROUP:
+        raise ValueError(f"{operation} takes channels in groups of {GROUP}: x has {x.shape[1]}; leave it as it is")
+    if rotate:
+        require_rotatable(operation, x)
+        if tensor_scale is None:
+            raise ValueError(f"{operation} rotates with a tensor scale given: give one, or call rotate(x) first")
+    if tensor_scale is not None:
+        _require_tensor_scale(operation, tensor_scale, x)
 
 
 def require_nvfp4(operation: str, codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from accel.kernels import checks
 from accel.kernels.forms import implementation, without_autocast
-from accel.kernels.nvfp4 import require_nvfp4
+from accel.kernels.nvfp4 import require_nvfp4, require_quantizable
 
-__all__ = ["NATIVE", "nvfp4_linear", "nvfp4_weight_linear"]
+__all__ = ["NATIVE", "nvfp4_linear", "nvfp4_weight_linear", "rounding_nvfp4_linear"]
 
 # Compute capabilities, times ten, whose tensor cores multiply NVFP4, and for which Triton uses them.
 NATIVE = (100, 103, 120)
@@ -49,6 +49,42 @@ def nvfp4_linear(
     _require_weight("nvfp4_linear", x_codes, x_codes.shape[1] * 2, codes, scales, tensor_scale, bias)
     checks.require_floats("nvfp4_linear", result=torch.empty(0, dtype=dtype, device="meta"))
     return _nvfp4_linear(x_codes, x_scales, x_tensor_scale, codes, scales, tensor_scale, bias, dtype)
+
+
+def rounding_nvfp4_linear(
+    x: Tensor,
+    x_tensor_scale: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    rotate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`nvfp4_linear` on what `quantize_nvfp4` makes of x with a tensor scale that is a power of two.
+
+    Where a product of codes is no instruction, the activations need not become codes: they are rounded to the numbers
+    that their codes would stand for. For inference: no gradient is defined.
+
+    Args:
+        x: (rows, channels) in float16, bfloat16, float32 or float64, contiguous or strided, with channels a multiple
+            of 16.
+        x_tensor_scale: one float32, a power of two.
+        codes, scales, tensor_scale: the weight (outputs, channels), as `quantize_nvfp4` returns it.
+        bias: (outputs,) in one of the four dtypes.
+        rotate: multiply blocks of 128 channels of x by H of `rotation` first, in float32.
+
+    Returns:
+        A new contiguous matrix (rows, outputs) in the dtype of x, and the largest group scale of x, float32: 0 where x
+        has no numbers, NaN where one of them is not finite. Their rows of the result are NaN then.
+
+    Raises:
+        ValueError: shapes or devices do not fit, or the forced form cannot run.
+        TypeError: a dtype is not the one above.
+    """
+    require_quantizable("rounding_nvfp4_linear", x, x_tensor_scale, rotate)
+    _require_weight("rounding_nvfp4_linear", x, x.shape[1], codes, scales, tensor_scale, bias)
+    return _rounding_nvfp4_linear(x, x_tensor_scale, rotate, codes, scales, tensor_scale, bias)
 
 
 def nvfp4_weight_linear(
@@ -135,3 +171,30 @@ def _nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale:
 @_nvfp4_weight_linear.register_fake
 def _(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], codes.shape[0]))
+
+
+@torch.library.custom_op("accel::rounding_nvfp4_linear", mutates_args=())
+def _rounding_nvfp4_linear(
+    x: Tensor,
+    x_tensor_scale: Tensor,
+    rotate: bool,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    run = without_autocast(implementation(__name__, x).rounding_nvfp4_linear)
+    return run(x, x_tensor_scale, rotate, codes, scales, tensor_scale, bias)
+
+
+@_rounding_nvfp4_linear.register_fake
+def _(
+    x: Tensor,
+    x_tensor_scale: Tensor,
+    rotate: bool,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty((x.shape[0], codes.shape[0])), x.new_empty((), dtype=torch.float32)

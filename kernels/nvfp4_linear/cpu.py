@@ -6,7 +6,7 @@ A few output channels at a time, so that the decoded weights stay in the cache b
 import torch
 from torch import Tensor
 
-from accel.kernels.nvfp4.cpu import dequantize_nvfp4
+from accel.kernels.nvfp4.cpu import dequantize_nvfp4, rounded
 
 # Numbers of a piece of decoded weights.
 _PIECE = 1 << 18
@@ -26,6 +26,19 @@ def nvfp4_linear(
     return _product(x, codes, scales, tensor_scale, bias).to(dtype)
 
 
+def rounding_nvfp4_linear(
+    x: Tensor,
+    x_tensor_scale: Tensor,
+    rotate: bool,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    numbers, largest_scale = rounded(x, x_tensor_scale, rotate)
+    return _product(numbers, codes, scales, tensor_scale, bias).to(x.dtype), largest_scale
+
+
 def nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
     return _product(x.float(), codes, scales, tensor_scale, bias).to(x.dtype)
 
@@ -37,5 +50,5 @@ def _product(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bia
     for start in range(0, outputs, step):
         piece = slice(start, start + step)
         weight = dequantize_nvfp4(codes[piece], scales[piece], tensor_scale, torch.float32)
-        result[:, piece] = x @ weight.T
+        torch.mm(x, weight.T, out=result[:, piece])
     return result if bias is None else result.add_(bias.float())

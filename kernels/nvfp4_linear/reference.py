@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from accel.kernels.nvfp4.reference import unscaled
+from accel.kernels.nvfp4.reference import quantize_nvfp4, unscaled
 
 
 def nvfp4_linear(
@@ -19,6 +19,25 @@ def nvfp4_linear(
     x, weight = unscaled(x_codes, x_scales).double(), unscaled(codes, scales).double()
     result = (x @ weight.T) * (x_tensor_scale * tensor_scale).double()
     return (result if bias is None else result + bias.double()).to(dtype)
+
+
+def rounding_nvfp4_linear(
+    x: Tensor,
+    x_tensor_scale: Tensor,
+    rotate: bool,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    x_codes, x_scales = quantize_nvfp4(x, x_tensor_scale, False, rotate)
+    result = nvfp4_linear(x_codes, x_scales, x_tensor_scale, codes, scales, tensor_scale, bias, x.dtype)
+    return result, largest_scale(x_scales)
+
+
+def largest_scale(scales: Tensor) -> Tensor:
+    """The largest of some group scales, 0 where there are none; NaN where one is."""
+    return scales.float().amax() if scales.numel() else scales.new_zeros((), dtype=torch.float32)
 
 
 def nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor
 from accel.kernels.forms import on_device
 from accel.kernels.int8.triton import TOGETHER, tile_of_program
 from accel.kernels.nvfp4.reference import GROUP
-from accel.kernels.nvfp4.triton import dense, unscaled
+from accel.kernels.nvfp4.triton import dense, quantize_nvfp4, unscaled
 from accel.kernels.nvfp4_linear import NATIVE
+from accel.kernels.nvfp4_linear.reference import largest_scale
 
 # Rows, outputs and channels of a tile: where the tensor cores decode, and where the kernel does.
 NATIVE_TILE = (128, 128, 256)
@@ -219,3 +220,17 @@ def nvfp4_linear(
             enable_fp_fusion=False,
         )
     return result
+
+
+def rounding_nvfp4_linear(
+    x: Tensor,
+    x_tensor_scale: Tensor,
+    rotate: bool,
+    codes: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    x_codes, x_scales = quantize_nvfp4(x, x_tensor_scale, False, rotate)
+    result = nvfp4_linear(x_codes, x_scales, x_tensor_scale, codes, scales, tensor_scale, bias, x.dtype)
+    return result, largest_scale(x_scales)

@@ -112,8 +112,9 @@ def test_the_rows_are_possible_settings_and_known_apart() -> None:
     assert settings[0].plain and settings[0].steps == STEPS
     assert len({one.fingerprint for one in settings}) == len({one.name for one in settings}) == len(settings)
     rows: list[dict[str, Any]] = [{"setting": one.name, "psnr_db": [30.0]} for one in settings]
-    assert "- 5 bits: 30.00 dB, not nearer than all random" in "\n".join(quantization.verdicts(rows))
-    assert quantization.verdicts(rows[:3]) == []
+    (_, told) = quantization.verdict(rows)
+    assert "at 6 bits: mixed precision 30.00 dB, not nearer than all random" in told and "W4A8 of mixed 30.00" in told
+    assert quantization.verdict(rows[:3]) == []
 
 
 def test_a_row_puts_its_rule_in() -> None:

@@ -16,7 +16,7 @@ from accel.kernels.delta import apply_delta, compute_delta, update_delta
 from accel.kernels.forms import use
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
-from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear
+from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear, rounding_nvfp4_linear
 from accel.kernels.rotation import rotate
 from accel.kernels.selection import top_blocks
 
@@ -39,6 +39,7 @@ def results() -> list[Tensor]:
         found += [*nvfp4_to_int8(*packed_weight), dequantize_nvfp4(*packed, dtype)]
         found += [int8_linear(*codes, *codes_of_weight, None, dtype), nvfp4_weight_linear(rows, *packed_weight, None)]
         found += [nvfp4_linear(*packed, *packed_weight, None, dtype)]
+        found += rounding_nvfp4_linear(rows, packed_weight[2], *packed_weight, rotate=True)
         query, key, value = (make(1, 72, 2, 16, dtype=dtype) for _ in range(3))
         sizes = torch.tensor([[16, 16, 9, 0, 8]], dtype=torch.int32, device="cpu")
         scores = make(1, 2, 5, 5)

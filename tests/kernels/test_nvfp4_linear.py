@@ -1,6 +1,7 @@
 """nvfp4_linear and nvfp4_weight_linear: every form against float64, decoded or through block-scaled tensor cores."""
 
 import importlib
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from accel.kernels.forms import use
 from accel.kernels.nvfp4 import dequantize_nvfp4, quantize_nvfp4
-from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear, reference
+from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear, reference, rounding_nvfp4_linear
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-5}
@@ -89,6 +90,36 @@ def test_the_weight_alone_in_nvfp4(make, stored, dtype, sizes):
     close(nvfp4_weight_linear(x, *weight, bias), expected + bias.double(), dtype)
 
 
+@pytest.mark.usefixtures("poisoned_memory", "small_tiles")
+@pytest.mark.parametrize("sizes", [(5, 3, 48), (9, 6, 256)])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_activations_that_are_rounded_give_the_product_of_their_codes(make, stored, dtype, sizes):
+    """Bit for bit, with groups that are zero or below what a scale holds, and magnitudes that are cut."""
+    rows, outputs, channels = sizes
+    x = make(rows, channels, dtype=dtype)
+    x[1], x[2] = 0, x[2] * 1e-4
+    x[3, ::7] *= 100
+    weight, bias = stored(outputs, channels), make(outputs, dtype=dtype)
+    for scale, rotate in itertools.product((2.0**-8, 4.0), (False, True) if channels == 256 else (False,)):
+        tensor_scale = torch.tensor(scale, device=x.device)
+        codes, scales, _ = quantize_nvfp4(x, tensor_scale, rotate=rotate)
+        made, largest = rounding_nvfp4_linear(x, tensor_scale, *weight, bias, rotate=rotate)
+        assert made.dtype == dtype and made.is_contiguous()
+        assert torch.equal(made, nvfp4_linear(codes, scales, tensor_scale, *weight, bias, dtype))
+        assert largest == scales.float().max() and largest.dtype == torch.float32
+
+
+def test_a_row_that_is_not_finite_is_nan_where_activations_are_rounded(make, stored):
+    x, weight = make(3, 64), stored(4, 64)
+    tensor_scale = torch.ones((), device=x.device)
+    for wrong in (math.inf, math.nan):
+        x[1, 20] = wrong
+        made, largest = rounding_nvfp4_linear(x, tensor_scale, *weight)
+        assert made.isnan().all(1).tolist() == [False, True, False] and largest.isnan()
+    made, largest = rounding_nvfp4_linear(make(3, 64), -tensor_scale, *weight)
+    assert made.isnan().all() and largest.isnan()
+
+
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("shape", [(0, 3, 16), (4, 0, 16), (3, 5, 0)])
 def test_nothing_to_multiply(make, stored, shape):
@@ -97,6 +128,8 @@ def test_nothing_to_multiply(make, stored, shape):
     expected = bias.expand(rows, outputs)
     assert torch.equal(nvfp4_weight_linear(x, *weight, bias), expected)
     assert torch.equal(nvfp4_linear(*stored(rows, channels), *weight, bias), expected)
+    rounded, largest = rounding_nvfp4_linear(x, torch.ones((), device=x.device), *weight, bias)
+    assert torch.equal(rounded, expected) and (largest > 0) == (x.numel() > 0)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -132,6 +165,8 @@ def test_refusals(make, stored):
         nvfp4_weight_linear(x[:, :32], *weight)
     with pytest.raises(ValueError, match="takes a weight of 32 channels, as x has: it has 64"):
         nvfp4_linear(*stored(4, 32), *weight)
+    with pytest.raises(ValueError, match="rounding_nvfp4_linear rotates blocks of 128 channels: x has 64"):
+        rounding_nvfp4_linear(x, weight[2], *weight, rotate=True)
     with pytest.raises(ValueError, match=r"takes bias of shape \(6,\): it has shape \(5,\)"):
         nvfp4_weight_linear(x, *weight, make(5))
     with pytest.raises(ValueError, match="takes matrices: x has the shape"):
@@ -147,8 +182,10 @@ def test_one_graph_when_compiled(make, stored):
 
     @torch.compile(fullgraph=True, backend=counter)
     def both(x, weight, bias):
-        return nvfp4_linear(*quantize_nvfp4(x, weight[2]), *weight, bias, x.dtype) + nvfp4_weight_linear(x, *weight)
+        found = nvfp4_linear(*quantize_nvfp4(x, weight[2]), *weight, bias, x.dtype) + nvfp4_weight_linear(x, *weight)
+        return found + rounding_nvfp4_linear(x, torch.ones((), device=x.device), *weight)[0]
 
     x, weight, bias = make(4, 64), stored(6, 64), make(6)
     expected = nvfp4_linear(*quantize_nvfp4(x, weight[2]), *weight, bias, x.dtype) + nvfp4_weight_linear(x, *weight)
+    expected += rounding_nvfp4_linear(x, torch.ones((), device=x.device), *weight)[0]
     assert torch.equal(both(x, weight, bias), expected) and counter.frame_count == 1

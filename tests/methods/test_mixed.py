@@ -17,8 +17,9 @@ from accel.measure.calibration import calibrate_mixed
 from accel.methods.layer_choice import Layer
 from accel.methods.mixed import _largest_to_mean, _quadratic_mean, _together
 from accel.methods.precision_calibration import Calibration
-from accel.methods.precision_rule import ShareRule, ThresholdRule
+from accel.methods.precision_rule import ShareRule, ThresholdRule, later_share
 from tests.methods.quantized import CASE, STEPS, enable, last, run
+from tests.tiny_pipelines import TINY
 
 LAYERS_A_STEP = 40 * 2
 
@@ -51,6 +52,19 @@ def test_the_share_of_a_whole_run_is_kept(share: float, steps: int) -> None:
         else:
             assert len(chosen) == 20, "nothing is known yet"
     assert used == pytest.approx(max(share, 1 / steps) * steps * 20, abs=0.5)
+
+
+def test_the_account_goes_on_with_another_transformer() -> None:
+    """Of 32 pairs 16 are to be fine: 8 and 3 were, in the other's steps, and 8 in the first of its own."""
+    before, after = ShareRule(0.5), ShareRule(0.5)
+    known = dict.fromkeys(range(8), 0.5)
+    assert len(before.high(layers(), {}, {}, 4)) == 8 and len(before.high(layers(), known, known, 3)) == 3
+    after.follow(before)
+    assert len(after.high(layers(), {}, {}, 2)) == 8
+    assert len(after.high(layers(), known, known, 1)) == 0
+    # With a calibration, two of eight steps are all INT8, and two of the other six make four of eight.
+    assert (later_share(0.5, 8, 2), later_share(0.5, 8)) == (pytest.approx(2 / 6), pytest.approx(3 / 7))
+    assert later_share(0.5, 2, 2) == 0.5
 
 
 def test_what_is_not_known_takes_from_the_share() -> None:
@@ -92,6 +106,24 @@ def test_the_mean_is_what_was_asked_for(target: float, steps: int) -> None:
     assert report["average_bits"] == pytest.approx(target, abs=4 / 40 / steps), "to one layer's formats"
     assert report["calls_by_step"]["int8"][0] == LAYERS_A_STEP, "nothing is known in the first step"
     assert "not calibrated" in str(session.summary())
+
+
+@pytest.mark.parametrize("steps", [8, 12])
+def test_the_mean_is_that_of_both_transformers(steps: int) -> None:
+    """The first does not know when the second takes over: what it could not spare yet, the second spares."""
+    case = TINY["wan22"]
+    pipe = case.build()
+    with enable(pipe, quantize="mixed") as session:
+        case.run(pipe, num_inference_steps=steps)
+        (record,) = session._recorder.runs
+    report = last(session)
+    first = {name: min(step for *_, which, _, (_, step) in record.events if which == name) for name in case.forwards}
+    assert first["transformer"] == 0 < first["transformer_2"] < steps
+    assert report["average_bits"] == pytest.approx(6.0, abs=4 / 40 / steps), "to one layer's formats"
+    in_nvfp4 = report["calls_by_step"]["nvfp4"]
+    assert [step for step in range(steps) if not in_nvfp4[step]] == sorted(first.values()), (
+        "each knows nothing at first"
+    )
 
 
 @pytest.mark.parametrize(
