@@ -22,9 +22,12 @@ BY_HAND = "put there by hand"
 def whose_forward(module: nn.Module) -> str | None:
     """What took the place of the module's own `forward`, in words, or None where nothing did.
 
-    Hooks that were taken off leave the module's own one behind, as an attribute of the instance.
+    Hooks that were taken off leave the module's own one behind, as an attribute of the instance. What Accel itself has
+    put around one, to measure it, takes no place.
     """
-    forward = vars(module).get("forward")
+    forward: Any = vars(module).get("forward")
+    while _is_ours(forward):
+        forward = forward.__wrapped__
     if forward is None or getattr(forward, "__func__", None) is type(module).forward:
         return None
     registry = getattr(module, "_diffusers_hook", None)
@@ -34,6 +37,11 @@ def whose_forward(module: nn.Module) -> str | None:
     if not names and not hasattr(module, "_hf_hook"):
         return BY_HAND
     return "of offloading or casting of single layers"
+
+
+def _is_ours(forward: Any) -> bool:
+    home = getattr(forward, "__globals__", {}).get("__name__", "")
+    return hasattr(forward, "__wrapped__") and home.partition(".")[0] == __name__.partition(".")[0]
 
 
 def groups(module: nn.Module) -> list[Any]:

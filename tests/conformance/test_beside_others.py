@@ -20,6 +20,7 @@ from diffusers.hooks import (
 
 import accel
 from accel.errors import AccelWarning
+from accel.measure.wrapped import wrapped
 from accel.pipelines.other_caches import foreign_forward, other_cache
 from accel.pipelines.sites import inspect_pipeline
 from tests.conformance.cases import FAMILIES, METHODS
@@ -199,3 +200,13 @@ def test_a_plain_pipeline_has_no_forward_of_others(name: str) -> None:
     for denoiser in inspect_pipeline({**FAMILIES, **KIN}[name].build()).denoisers:
         assert foreign_forward(denoiser.name, denoiser.module) is None
         assert other_cache(denoiser.name, denoiser.module) is None
+
+
+def test_what_measures_a_run_is_not_taken_for_a_forward_of_others() -> None:
+    """`accel bench` and `accel profile` stand around the forward; one of others below them is still named."""
+    transformer = TINY["wan"].build().transformer
+    with wrapped(transformer, "forward", lambda original, *args, **kwargs: original(*args, **kwargs)):
+        assert foreign_forward("transformer", transformer) is None
+    transformer.forward = types.MethodType(lambda self, *args, **kwargs: None, transformer)
+    with wrapped(transformer, "forward", lambda original, *args, **kwargs: original(*args, **kwargs)):
+        assert foreign_forward("transformer", transformer) is not None
