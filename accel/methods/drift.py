@@ -7,8 +7,8 @@ found at the last computed step, for each step since the one before; without a s
 
 With a slope, a change is continued along a line (TaylorSeer, arXiv 2503.06923, at order 1), but only as far as the line
 held the last time: every computed step tells which share of the slope would have come nearest to the change found, by
-least squares, and that share is followed until the next. In the built-in model it is a third to a half while the
-picture takes shape, and above one at the end, where the noise falls by more from step to step. A line leaves the curve
+least squares, and that share is followed until the next. In the built-in model it is well below one while the picture
+takes shape, and above one at the end, where the noise falls by more from step to step. A line leaves the curve
 as the square of the way that it is followed, so that the second step skipped in a row counts four times, the third nine
 times.
 
