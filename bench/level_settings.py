@@ -1,8 +1,8 @@
 """What is compared at levels of quality: of each method, of combinations and of each rival a few settings.
 
-They are chosen for 24 steps, so that each method has a mean PSNR near 35, 30 and 25 dB by what `python -m bench.tdc`
-and `python -m bench.sparse_attention` print, and none far above the first that is slower than another of it. No cache
-of another library has fewer settings than ours.
+They are chosen for 24 steps, to give each method a mean PSNR near 35, 30 and 25 dB, and none far above the first that
+is slower than another of it; where `python -m bench.tdc` and `python -m bench.sparse_attention` print no figures that
+near, they are a guess. No cache of another library has fewer settings than ours.
 """
 
 from __future__ import annotations

@@ -171,6 +171,17 @@ def test_a_line_is_followed_neither_backwards_nor_far(share: float, reach: float
     assert drift.reach == 1.0
 
 
+def test_a_slope_of_another_branch_tells_nothing_of_the_next_change() -> None:
+    drift = Drift(order=1)
+    drift.computed([9.0, 1.0, 4.0, 1.0, 0.0, 4.0], 1)
+    drift.forget_slope()
+    drift.computed([9.0, 1.0, 1.0, 1.0, 0.0, 16.0], 1)
+    assert drift.rate == pytest.approx(1 / 3) and drift.reach == 1.0
+    # From here on the slope is that of the branch which decides now.
+    drift.computed([9.0, 1.0, 4.0, 1.0, 0.0, 4.0], 1)
+    assert drift.reach == pytest.approx((4.0 + 16.0 - 4.0) / 2 / 16.0)
+
+
 @pytest.mark.parametrize("held", ["model", "float8"])
 def test_a_change_that_slows_down_is_continued_rightly(held: str) -> None:
     """Halved from step to step: the next move is half of the last one, which a whole slope overshoots."""
