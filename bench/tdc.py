@@ -21,23 +21,28 @@ from bench.tables import Figure
 # About how many times fewer block calls the settings are chosen to make.
 COSTS = (1.6, 1.9, 2.3)
 # Settings at these costs, in this order, by the number of steps they are for: the more steps, the less changes in one.
-THRESHOLDS = {24: (0.05, 0.1, 0.2, 0.3, 0.4), 50: (0.05, 0.1, 0.2, 0.4)}
+THRESHOLDS = {24: (0.05, 0.1, 0.2, 0.3, 0.4), 50: (0.05, 0.1, 0.2)}
 # What is published is a unit for each block, plain reuse, two steps in a row at most, and no weight of early steps.
 PUBLISHED = {"units": "blocks", "order": 0, "max_skips": 2, "early": 0.0}
-PUBLISHED_THRESHOLDS = {24: (0.08, 0.12, 0.2), 50: (0.04, 0.06, 0.1)}
+PUBLISHED_THRESHOLDS = {24: (0.12, 0.2), 50: (0.06, 0.1)}
 PISA = {"method": "pisa", "density": 0.5, "dense_steps": 0.25, "dense_layers": 0}
 # Attention that leaves blocks out in some steps and not in others makes their change less steady.
-PISA_THRESHOLDS = {24: (0.2, 0.4), 50: (0.1, 0.2)}
+PISA_THRESHOLDS = {24: (0.2, 0.4), 50: (0.1,)}
 # Interval, share of the blocks, and steps that are always computed.
-DELTA = {
-    f"interval {interval}, {share:g} of the blocks": {
-        "cache": {"method": "delta", "interval": interval, "cached_blocks": share, "dense_steps": dense}
-    }
-    for interval, share, dense in ((2, 0.5, 0.2), (2, 0.75, 0.1), (3, 0.75, 0.1))
-}
+DELTA = {24: ((2, 0.75, 0.1), (3, 0.75, 0.1)), 50: ((3, 0.75, 0.1),)}
 DELTA_PUBLISHED = {"method": "delta", "interval": 2, "cached_blocks": 0.75, "boundary": 0.4, "dense_steps": 0.0}
 ADASPA = {"method": "adaspa", "density": 0.25}
 FLASHBLOCK = {"method": "flashblock"}
+# FlashBlock alone, and at the model's own number of steps also beside others, and what AdaSpa is without it.
+ATTENTION = {
+    24: {
+        "flashblock": {"cache": FLASHBLOCK},
+        "adaspa": {"attention": ADASPA},
+        "adaspa + flashblock": {"attention": ADASPA, "cache": FLASHBLOCK},
+        "tdc + flashblock": {"cache": [{"method": "tdc", "threshold": THRESHOLDS[24][0]}, FLASHBLOCK]},
+    },
+    50: {"flashblock": {"cache": FLASHBLOCK}},
+}
 NOTES = (
     "",
     "TaylorSeer predicts the outputs of whole blocks in float32, from its fourth step on; MagCache's ratios are of one "
@@ -56,15 +61,11 @@ def settings(pipe: Any, steps: int) -> list[Setting]:
     for threshold in nearest(PISA_THRESHOLDS, steps):
         both = {"attention": PISA, "cache": {"method": "tdc", "threshold": threshold}}
         found.append(setting(f"tdc + pisa, threshold {threshold:g}", steps, both))
-    tdc = {"method": "tdc", "threshold": nearest(THRESHOLDS, steps)[0]}
-    found += [
-        setting("flashblock", steps, {"cache": FLASHBLOCK}),
-        setting("adaspa", steps, {"attention": ADASPA}),
-        setting("adaspa + flashblock", steps, {"attention": ADASPA, "cache": FLASHBLOCK}),
-        setting("tdc + flashblock", steps, {"cache": [tdc, FLASHBLOCK]}),
-        *(setting(f"delta, {name}", steps, methods) for name, methods in DELTA.items()),
-        setting("delta as published", steps, {"cache": DELTA_PUBLISHED}),
-    ]
+    found += [setting(name, steps, methods) for name, methods in nearest(ATTENTION, steps).items()]
+    for interval, share, dense in nearest(DELTA, steps):
+        delta = {"method": "delta", "interval": interval, "cached_blocks": share, "dense_steps": dense}
+        found.append(setting(f"delta, interval {interval}, {share:g} of the blocks", steps, {"cache": delta}))
+    found.append(setting("delta as published", steps, {"cache": DELTA_PUBLISHED}))
     for cost in COSTS:
         fewer = math.ceil(steps / cost)
         found.append(setting(f"plain, {fewer} steps", fewer))
