@@ -104,8 +104,11 @@ class Benchmark:
 
     @property
     def stem(self) -> str:
-        """What the files in bench/results are called."""
-        return self.name if self.options.size == "standard" else f"{self.name}_{self.options.size}"
+        """What the files in bench/results are called: by the size and the steps, where they are not the usual ones."""
+        parts = [self.name] if self.options.size == "standard" else [self.name, self.options.size]
+        if self.steps != [defaults(self.options.size)["num_inference_steps"]]:
+            parts += [*(str(number) for number in self.steps), "steps"]
+        return "_".join(parts)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bench.comparison import nearest
 # Of the caches, settings that come near the last two costs of `bench.tdc`, by the number of steps that they are for.
 _TAYLOR = {"disable_cache_before_step": 3, "taylor_factors_dtype": "float32"}
 OTHERS: dict[str, dict[int, list[dict[str, Any]]]] = {
-    "first-block": {24: [{"threshold": 0.14}, {"threshold": 0.2}], 50: [{"threshold": 0.07}, {"threshold": 0.1}]},
+    "first-block": {24: [{"threshold": 0.14}, {"threshold": 0.2}], 50: [{"threshold": 0.1}]},
     "dbcache": {
         24: [
             {"residual_diff_threshold": 0.15, "max_warmup_steps": 3},
@@ -23,17 +23,15 @@ OTHERS: dict[str, dict[int, list[dict[str, Any]]]] = {
         50: [
             {"residual_diff_threshold": 0.07, "max_warmup_steps": 4},
             {"residual_diff_threshold": 0.1, "max_warmup_steps": 4},
-            {"residual_diff_threshold": 0.07, "max_warmup_steps": 4, "taylorseer": 1},
-            {"residual_diff_threshold": 0.1, "max_warmup_steps": 4, "taylorseer": 1},
         ],
     },
     "magcache": {
         24: [{"threshold": 0.01, "retention_ratio": 0.1}, {"threshold": 0.03, "retention_ratio": 0.1}],
-        50: [{"threshold": 0.005, "retention_ratio": 0.1}, {"threshold": 0.015, "retention_ratio": 0.1}],
+        50: [{"threshold": 0.015, "retention_ratio": 0.1}],
     },
     "taylorseer": {
         24: [{"cache_interval": 2, **_TAYLOR}, {"cache_interval": 3, **_TAYLOR}],
-        50: [{"cache_interval": 2, **_TAYLOR}, {"cache_interval": 3, **_TAYLOR}],
+        50: [{"cache_interval": 3, **_TAYLOR}],
     },
     "seacache": {
         24: [{"threshold": 0.2}, {"threshold": 0.3}, {"threshold": 0.4}],

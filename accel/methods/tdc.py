@@ -48,8 +48,8 @@ class TemporalDeltaCacheConfig(MethodConfig):
         order: 1 continues a change along a line through its last two captures, by the share of it that would have been
             right at the last computed step, and holds two tensors for each; 0 reuses it as it is, as published.
         early: Fraction of the run in which drift counts more, because the result depends more on it: at a fraction p of
-            the run (early / p)² times. 0.35 is chosen by us (bench/results/cpu/one_step_quick.md); the paper has no
-            such weight, which is 0.
+            the run (early / p)² times. 0.35 is chosen by us (bench/results/cpu/one_step_quick_24_steps.md); the paper
+            has no such weight, which is 0.
         dense_steps: Fraction of the run's steps, from the start, always computed, at least as many as it takes to know
             a drift. 0.1 is chosen by us.
         dense_final_steps: Fraction of the run's steps, at the end, always computed, a begun one whole. 0.02 (the last
