@@ -171,7 +171,8 @@ class TemporalDeltaCache(BlockCache):
         weight = early_weight(step / self._num_steps, config.early)
         if step in self._open and drift.may_skip(config.threshold, config.max_skips, weight):
             drift.skip(weight)
-            return Plan(blocks, reuse=True, reach=drift.reach)
+            # A branch that was not called when the deciding one computed has something older, which is too old.
+            return Plan(blocks, reuse=True, since=step - drift.skips, reach=drift.reach)
         return Plan(blocks, capture=self._captures(step))
 
     def _captures(self, step: int) -> bool:

@@ -149,20 +149,23 @@ def test_all_act_count_honestly_and_come_off(names: tuple[str, ...], family: str
             attended = set().union(*by_slot["attention"].get(place, {}).values())
             assert attended == said["computed"], f"{place}: attention runs in the blocks that are computed alone"
     if "prior" in by_slot:
-        _assert_fresh(by_slot["prior"], BESIDE["flashblock"].model_dump()["interval"])
+        _assert_fresh(by_slot["prior"], "refreshed", BESIDE["flashblock"].model_dump()["interval"])
+    if "blocks" in by_slot:
+        settings = next(BESIDE[name].model_dump() for name in names if registered()[name].method.slot == "blocks")
+        _assert_fresh(by_slot["blocks"], "computed", settings.get("interval") or settings["max_skips"] + 1)
     if "adaspa" in names and "blocks" in by_slot:
         searched = {place[2] for place, said in by_slot["attention"].items() if said.get("searched")}
         assert 0 in searched
         assert all(not said.get("reused") for place, said in by_slot["blocks"].items() if place[2] in {*searched, 4})
 
 
-def _assert_fresh(prior: dict[tuple[str, str, int], dict[str, set[int]]], interval: int) -> None:
+def _assert_fresh(slot: dict[tuple[str, str, int], dict[str, set[int]]], computes: str, interval: int) -> None:
     """What is kept is never reused at an age of the interval or more, and never before it was computed."""
     computed: dict[tuple[str, str, int], int] = {}
-    for (denoiser, branch, step), said in sorted(prior.items(), key=lambda item: item[0][2]):
+    for (denoiser, branch, step), said in sorted(slot.items(), key=lambda item: item[0][2]):
         for layer in said.get("reused", ()):
             assert 0 < step - computed[denoiser, branch, layer] < interval
-        computed |= {(denoiser, branch, layer): step for layer in said.get("refreshed", ())}
+        computed |= {(denoiser, branch, layer): step for layer in said.get(computes, ())}
 
 
 @pytest.mark.parametrize("attention", ["adaspa", "flashblock"])

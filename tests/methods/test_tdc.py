@@ -305,6 +305,33 @@ def test_branches_decide_together_and_add_their_own(branches: Sequence[str], ord
             assert torch.equal(outputs[step, "uncond"], 2 * outputs[step, "cond"])
 
 
+@pytest.mark.parametrize(("settings", "off"), [({"order": 1}, (5, 8, 11, 14)), (PUBLISHED, (4, 7, 10, 13))])
+def test_a_branch_that_pauses_reuses_nothing_older_than_the_others_do(
+    settings: dict[str, Any], off: tuple[int, ...]
+) -> None:
+    """The second branch is away in every step in which the first one computes, along a curve."""
+    pipe = ToyPipeline(linear())
+    config = TemporalDeltaCacheConfig(**{**settings, "threshold": 100.0, "max_skips": 2, "early": 0.0})
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=config))
+    session.install()
+    with session, pipe.progress_bar(total=16):
+        for step in range(16):
+            timestep = torch.tensor(16.0 - step)
+            for _ in ("cond",) if step in off else ("cond", "uncond"):
+                pipe.transformer(hidden_states=curved(step), timestep=timestep)
+    record = session.summary().to_dict()["runs"][0]
+    blocks = record["blocks"]["tdc"]["transformer"]
+    assert all(blocks["cond"]["computed"][step] == "0-5" for step in off), "else nothing is tested"
+    for said in blocks.values():
+        computed = -1
+        for step, words in enumerate(said["reused"]):
+            computed = step if said["computed"][step] else computed
+            assert not words or 0 < step - computed <= config.max_skips
+        assert any(said["reused"])
+    reason = "transformer has nothing fresh to reuse for uncond"
+    assert [found["reason"] for found in record["fallbacks"]] == [reason]
+
+
 def test_a_change_that_is_not_finite_is_never_reused() -> None:
     broken = {4}
 
