@@ -144,7 +144,7 @@ class TemporalDeltaCache(BlockCache):
             if self.config.units == "probe" and len(layout) == 2:
                 probe, rest = layout
                 self._drifts.setdefault(rest[0], Drift(self.config.order))
-                self._plans = [Plan(probe, capture=self._captures(moment.step)), Plan(rest, asks=True)]
+                self._plans = [Plan(probe, capture=self._captures(moment.step, probe=True)), Plan(rest, asks=True)]
             else:
                 self._plans = [self._plan(moment.step, blocks) for blocks in layout]
         return self._plans
@@ -175,11 +175,11 @@ class TemporalDeltaCache(BlockCache):
             return Plan(blocks, reuse=True, since=step - drift.skips, reach=drift.reach)
         return Plan(blocks, capture=self._captures(step))
 
-    def _captures(self, step: int) -> bool:
-        """Whether a later step may need what this one computes."""
+    def _captures(self, step: int, *, probe: bool = False) -> bool:
+        """Whether a later step may need what this one computes; or this step itself, what is computed of a probe."""
         config = self.config
         # A drift is known after two captures, and after one more where it is that of a line.
-        needed = range(self._open.start - 2 - config.order, self._open.stop - 1)
+        needed = range(self._open.start - 2 - config.order, self._open.stop - (0 if probe else 1))
         return config.threshold > 0 and config.max_skips > 0 and len(self._open) > 0 and step in needed
 
     def _layout(self, denoiser: Denoiser, streams: Streams) -> list[range]:

@@ -247,22 +247,29 @@ def test_changes_along_a_line_are_exact_with_a_slope_alone() -> None:
         torch.testing.assert_close(outputs[step, "cond"] - plain[step], error, rtol=1e-9, atol=1e-12)
 
 
-def test_a_probe_decides_by_what_it_finds_in_the_same_step() -> None:
-    """The first block's change stands still but for a jump at step 5, which the other blocks cannot see coming."""
+@pytest.mark.parametrize(
+    ("at", "pattern"),
+    [
+        pytest.param(5, "cccssccsssc", id="in-the-middle"),  # It is in the slope that step 6 compares with, too.
+        pytest.param(9, "cccssscsscc", id="at-the-last-step-that-may-be-skipped"),
+    ],
+)
+def test_a_probe_decides_by_what_it_finds_in_the_same_step(at: int, pattern: str) -> None:
+    """The first block's change stands still but for a jump at one step, which the other blocks cannot see coming."""
     jump = [0.0]
 
     def inputs(step: int) -> torch.Tensor:
-        jump[0] = 5.0 if step >= 5 else 1.0
+        jump[0] = 5.0 if step >= at else 1.0
         return straight(step)
 
     functions = [lambda hidden: hidden + jump[0], *[lambda hidden: hidden + 2.0] * 3]
     transformer = ToyDenoiser(functions)
-    outputs, record = run(transformer, inputs, {"steps": 10}, units="probe", threshold=0.5, dense_final_steps=0.0)
-    assert skipped(record) == "cccssccsss", "the jump of step 5 is in the slope that step 6 compares with"
+    outputs, record = run(transformer, inputs, {"steps": 11}, units="probe", threshold=0.5, dense_final_steps=0.05)
+    assert skipped(record) == pattern
     for (step, branch), output in outputs.items():
-        expected = straight(step) * (1 if branch == "cond" else 2) + 6.0 + (5.0 if step >= 5 else 1.0)
+        expected = straight(step) * (1 if branch == "cond" else 2) + 6.0 + (5.0 if step >= at else 1.0)
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
-    assert transformer.blocks[0].calls == 2 * 10 and transformer.blocks[1].calls == 2 * 5
+    assert transformer.blocks[0].calls == 2 * 11 and transformer.blocks[1].calls == 2 * pattern.count("c")
 
 
 def test_the_decision_is_the_analytic_one() -> None:
