@@ -99,6 +99,9 @@ class ChunkFlashBlock(FlashBlockForm):
         if external is None or external.tokens == 0:
             record.event(self.name, "alone", moment, layer)
             return call.dense(query, key, value)
+        if self.context.board.dense_demanded(site.depth):
+            record.event(self.name, "dense", moment, layer)
+            return call.dense(query, key, value)
         try:
             if call.spread:
                 raise NotInBlocks("context parallelism spreads the tokens over devices, and a chunk needs all of them")
@@ -181,7 +184,7 @@ class ChunkFlashBlock(FlashBlockForm):
             "attention_calls": total,
             # Of a film's first chunk, which attends to itself alone.
             "without_past": count["alone"],
-            # All of it computed as in the plain pipeline, because no later step could have reused it.
+            # All of it computed as in the plain pipeline: no later step could have reused it, or it was asked to be.
             "dense": count["dense"],
             "refreshed": count["refreshed"],
             "reused": reused,

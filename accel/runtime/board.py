@@ -65,11 +65,12 @@ class Board:
         return next(others, None)
 
     def demand_dense(self, block: int) -> None:
-        """Asks that a block be computed without approximation, for example because a decision hangs on it."""
+        """Asks that the attention in a block be as in the plain pipeline, for example because a decision hangs on the
+        block's change. In which formats its weights and activations are is left to quantization."""
         self._kept_dense.add(block)
 
     def dense_demanded(self, block: int) -> bool:
-        """Whether the block must be computed without approximation."""
+        """Whether the attention in the block must be as in the plain pipeline."""
         return block in self._kept_dense
 
     def keep_change(self, block: int) -> None:

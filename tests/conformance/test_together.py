@@ -168,16 +168,23 @@ def _assert_fresh(slot: dict[tuple[str, str, int], dict[str, set[int]]], compute
         computed |= {(denoiser, branch, layer): step for layer in said.get(computes, ())}
 
 
-@pytest.mark.parametrize("attention", ["adaspa", "flashblock"])
-def test_a_probe_block_stays_dense(attention: str) -> None:
-    """Its change decides on all others, so that nothing may be approximated in it."""
-    case, pipe, _ = built("wan")
+@pytest.mark.parametrize(
+    ("attention", "family", "call"),
+    [
+        ("adaspa", "wan", {}),
+        ("flashblock", "wan", {}),
+        ("flashblock", "anyflow_far", {"height": 32, "width": 32, "num_inference_steps": 3}),
+    ],
+)
+def test_a_probe_block_stays_dense(attention: str, family: str, call: dict[str, Any]) -> None:
+    """Its change decides on all others, so that nothing may be approximated in its attention."""
+    case, pipe, _ = built(family)
     config = AccelConfig(**{BESIDE[attention].keyword: BESIDE[attention]})
     probing = accel.TemporalDeltaCacheConfig(units="probe", threshold=0.0)
     found = {}
     for caches in (config.cache, (*config.cache, probing)):
         with accel.enable(pipe, AccelConfig(attention=config.attention, cache=caches)) as session:
-            case.run(pipe)
+            case.run(pipe, **call)
         approximated: set[int] = set()
         for said in calls(last(session), attention).values():
             approximated |= said.get("sparse", set()) | said.get("reused", set())
