@@ -80,6 +80,8 @@ class _Segment:
     last: int
     step: int
     deltas: tuple[HeldDelta, ...]
+    # What it may come to take, with slopes.
+    room: int
 
     def fits(self, streams: Streams) -> bool:
         return all(delta.fits(stream) for stream, delta in zip(streams, self.deltas, strict=True))
@@ -121,6 +123,8 @@ class _Branch:
     # Those that the running capture replaces.
     earlier: dict[int, _Segment] = field(default_factory=dict)
     captured: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)
+    # Blocks whose change was not kept, for want of room.
+    left_out: set[int] = field(default_factory=set)
     # Of the tokens in the changes.
     order: TokenOrder | None = None
     active: _Segment | None = None
@@ -136,6 +140,8 @@ class BlockDeltas:
         order: 1 continues a change along a line through its last two captures, 0 reuses it as it is.
         compare: whether `rule.measured` needs to know how far a change differs from what a reuse would have added.
         dtype: in which the changes are held; None for that of the tokens.
+        limit: bytes that the changes of all guidance branches may take, shared evenly among these; a change that would
+            take more is not kept, and its blocks are computed. None sets no limit.
     """
 
     def __init__(
@@ -147,6 +153,7 @@ class BlockDeltas:
         order: int = 0,
         compare: bool = False,
         dtype: torch.dtype | None = None,
+        limit: int | None = None,
     ) -> None:
         self._name = name
         self._context = context
@@ -154,6 +161,7 @@ class BlockDeltas:
         self._order = order
         self._compare = compare or order > 0
         self._dtype = dtype
+        self._limit = limit
         self._state: BranchState[_Branch] = BranchState(_Branch)
 
     def install(self) -> list[Callable[[], None]]:
@@ -167,6 +175,17 @@ class BlockDeltas:
     def clear(self) -> None:
         """Drops all deltas."""
         self._state.clear()
+
+    @property
+    def branches(self) -> int:
+        """Guidance branches that have changes of their own: as many as are to be expected, or as were seen."""
+        guidance = self._context.facts.guidance
+        expected = (len(guidance.order) if guidance.form == "separate" else 1) + len(guidance.further)
+        return max(expected, len(self._state.values()))
+
+    def bytes_of(self, streams: Streams) -> int:
+        """What a change of such streams takes in one branch."""
+        return sum(HeldDelta.bytes_of(stream, sloped=self._order > 0, dtype=self._dtype) for stream in streams)
 
     def _intercept(
         self,
@@ -241,6 +260,7 @@ class BlockDeltas:
         if plan.capture:
             branch.earlier = held if self._compare else {}
             branch.captured = []
+            branch.left_out -= set(plan.blocks)
             for first in held:
                 del branch.segments[first]
         return plan
@@ -251,7 +271,8 @@ class BlockDeltas:
         branch.active = branch.segments.get(site.index)
         if branch.active is None or not branch.active.fits(streams):
             reason = "no delta starts at the block" if branch.active is None else "the shape of the tokens changed"
-            self._context.recorder.fallback(self._name, reason)
+            if branch.active is not None or site.index not in branch.left_out:
+                self._context.recorder.fallback(self._name, reason)
             branch.active = None
             return None
         distance = reach * (step - branch.active.step)
@@ -279,6 +300,10 @@ class BlockDeltas:
         if _versions(running.inputs + running.outputs) != running.input_versions + running.output_versions:
             self._context.recorder.fallback(self._name, _IN_PLACE)
             return
+        room = self.bytes_of(running.outputs)
+        if not self._has_room(branch, room):
+            branch.left_out |= set(range(running.first, running.last + 1))
+            return
         earlier = branch.earlier.pop(running.first, None)
         if earlier is not None and not (earlier.last == running.last and earlier.fits(running.inputs)):
             earlier = None
@@ -290,7 +315,17 @@ class BlockDeltas:
             deltas.append(delta)
             branch.captured.append((stats, gap))
             self._context.recorder.figure(self._name, "delta", stats)
-        branch.segments[running.first] = _Segment(running.first, running.last, moment.step, tuple(deltas))
+        branch.segments[running.first] = _Segment(running.first, running.last, moment.step, tuple(deltas), room)
+
+    def _has_room(self, branch: _Branch, room: int) -> bool:
+        if self._limit is None:
+            return True
+        taken = [sum(segment.room for segment in each.segments.values()) for each in (branch, *self._state.values())]
+        if taken[0] + room <= self._limit // self.branches and sum(taken[1:]) + room <= self._limit:
+            return True
+        text = f"memory_limit={self._limit / 1e9:g} leaves no room for the changes of some blocks, which are computed"
+        self._context.recorder.fallback(self._name, text)
+        return False
 
     def _leave(self, branch: _Branch, moment: Moment) -> None:
         """The end of a unit that was captured."""

@@ -97,6 +97,13 @@ class HeldDelta:
 
         return replace(self, delta=of(self.delta), slope=None if self.slope is None else of(self.slope))
 
+    @staticmethod
+    def bytes_of(stream: Tensor, *, sloped: bool, dtype: torch.dtype | None) -> int:
+        """What `make` will take for such a stream, once it has its slope if it is to have one."""
+        size = stream.element_size() if dtype is None else dtype.itemsize
+        scales = 4 * (stream.numel() // stream.shape[-1]) if dtype == FLOAT8 else 0
+        return (stream.numel() * size + scales) * (2 if sloped else 1)
+
     @property
     def nbytes(self) -> int:
         parts = [part for part in (self.delta, self.slope) if part is not None]

@@ -7,8 +7,8 @@ comes first, and used for all, while each branch adds its own change.
 
 Published is one unit for each block and a change that is reused as it is. By what `python -m bench.tdc` prints, one
 unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923, at order 1) is far better at
-equal speed, and it holds the least memory: that is the default, with the line followed as far as it held the last time,
-and more weight on the drift of early steps.
+equal speed, and holds the least memory where nothing is added between blocks: that is the default, with the line
+followed as far as it held the last time, and more weight on the drift of early steps.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class TemporalDeltaCacheConfig(MethodConfig):
         delta_dtype: How changes are held: "model" for the dtype of the tokens, "bfloat16", or "float8" with a scale
             for each token.
         memory_limit: Gigabytes (1e9 bytes) that the changes of all guidance branches may take; units are joined until
-            they fit. None sets no limit.
+            they fit. Where the model adds something between blocks, a unit has a change for each stretch of blocks in
+            between; those for which no room is left are not kept, and their blocks are computed. None sets no limit.
     """
 
     method: ClassVar[str] = "tdc"
@@ -94,10 +95,12 @@ class TemporalDeltaCache(BlockCache):
 
     def __init__(self, config: TemporalDeltaCacheConfig, context: Context) -> None:
         dtype = _DTYPES[config.delta_dtype]
-        super().__init__(config, context, order=config.order, compare=True, dtype=dtype)
+        limit = None if config.memory_limit is None else round(config.memory_limit * 1e9)
+        super().__init__(config, context, order=config.order, compare=True, dtype=dtype, limit=limit)
+        self._limit = limit
         self._open = range(0)
         self._num_steps = 1
-        self._layouts: dict[str, list[range]] = {}
+        self._most_units = 0
         self._forget()
 
     def start_run(self, num_steps: int) -> None:
@@ -107,7 +110,7 @@ class TemporalDeltaCache(BlockCache):
         first = max(steps_in(config.dense_steps, num_steps), 2 + config.order)
         # The steps between the dense ones at both ends.
         self._open = range(first, num_steps - steps_in(config.dense_final_steps, num_steps))
-        self._layouts = {}
+        self._most_units = 0
         self._forget()
 
     def start_call(self, moment: Moment) -> None:
@@ -123,6 +126,7 @@ class TemporalDeltaCache(BlockCache):
         self._step = -1
         self._branch = ""
         self._plans: list[Plan] = []
+        self._units: list[range] = []
         self._drifts: dict[int, Drift] = {}
         # Under the first block of a unit and the steps since its capture before.
         self._arriving: Arriving[tuple[int, int | None]] = Arriving()
@@ -140,13 +144,16 @@ class TemporalDeltaCache(BlockCache):
                     drift.forget_slope()
             self._step, self._branch = moment.step, moment.branch
             self._ranks = sharing_tokens(denoiser.module)
-            layout = self._layout(denoiser, streams)
-            if self.config.units == "probe" and len(layout) == 2:
-                probe, rest = layout
+            units = self._layout(denoiser, streams)
+            if units != self._units:
+                self._units = units
+                self._drifts.clear()
+            if self.config.units == "probe" and len(units) == 2:
+                probe, rest = units
                 self._drifts.setdefault(rest[0], Drift(self.config.order))
                 self._plans = [Plan(probe, capture=self._captures(moment.step, probe=True)), Plan(rest, asks=True)]
             else:
-                self._plans = [self._plan(moment.step, blocks) for blocks in layout]
+                self._plans = [self._plan(moment.step, blocks) for blocks in units]
         return self._plans
 
     def decide(self, moment: Moment, plan: Plan) -> Plan:
@@ -183,35 +190,24 @@ class TemporalDeltaCache(BlockCache):
         return config.threshold > 0 and config.max_skips > 0 and len(self._open) > 0 and step in needed
 
     def _layout(self, denoiser: Denoiser, streams: Streams) -> list[range]:
-        """The units of a denoiser: as many as were asked for and fit into memory."""
-        if denoiser.name not in self._layouts:
-            number = len(denoiser.blocks)
-            asked = {"blocks": number, "probe": 2}.get(str(self.config.units), self.config.units)
-            units = min(int(asked), number)
-            each = self._bytes_of_a_unit(streams)
-            limit = self.config.memory_limit
-            fitting = units if limit is None else min(units, int(limit * 1e9 // each))
+        """The units of a denoiser: as many as were asked for and fit into memory, by what is known in this step."""
+        config, number = self.config, len(denoiser.blocks)
+        asked = {"blocks": number, "probe": 2}.get(str(config.units), config.units)
+        units = fitting = min(int(asked), number)
+        if self._limit is not None:
+            each = self._deltas.bytes_of(streams) * self._deltas.branches
+            fitting = min(units, self._limit // each)
             if fitting < units:
-                text = f"memory_limit={limit} holds {fitting} of {units} units of {each / 1e9:.3g} GB each"
-                self.context.recorder.note(f"{self.config.method}: {text}")
-            borders = [round(i * number / fitting) for i in range(fitting + 1)] if fitting else []
-            if self.config.units == "probe" and fitting == 2:
-                borders = [0, 1, number]
-            self._layouts[denoiser.name] = [range(a, b) for a, b in itertools.pairwise(borders)]
-            most = max(len(found) for found in self._layouts.values())
-            self.context.recorder.fact(self.config.method, "units", most)
-        return self._layouts[denoiser.name]
-
-    def _bytes_of_a_unit(self, streams: Streams) -> int:
-        config = self.config
-        guidance = self.context.facts.guidance
-        branches = (len(guidance.order) if guidance.form == "separate" else 1) + len(guidance.further)
-        size = {"model": None, "bfloat16": 2, "float8": 1}[config.delta_dtype]
-        total = 0
-        for stream in streams:
-            scales = 4 * (stream.numel() // stream.shape[-1]) if config.delta_dtype == "float8" else 0
-            total += stream.numel() * (size or stream.element_size()) + scales
-        return total * (1 + config.order) * branches
+                text = (
+                    f"memory_limit={config.memory_limit} holds {fitting} of {units} units of {each / 1e9:.3g} GB each"
+                )
+                self.context.recorder.note(f"{config.method}: {text}")
+        borders = [round(i * number / fitting) for i in range(fitting + 1)] if fitting else []
+        if config.units == "probe" and fitting == 2:
+            borders = [0, 1, number]
+        self._most_units = max(self._most_units, fitting)
+        self.context.recorder.fact(config.method, "units", self._most_units)
+        return [range(a, b) for a, b in itertools.pairwise(borders)]
 
     def report(self, record: RunRecord) -> dict[str, Any]:
         return {**super().report(record), "units": record.facts.get((self.config.method, "units"), 0)}
@@ -220,7 +216,7 @@ class TemporalDeltaCache(BlockCache):
         config = self.config
         if config.threshold == 0 or config.max_skips == 0:
             return None
-        if not any(self._layouts.values()):
+        if not self._most_units:
             return f"memory_limit={config.memory_limit} holds no unit: raise it, or set delta_dtype='float8'"
         if not len(self._open):
             return (

@@ -331,6 +331,18 @@ def test_block_caches_begin_anew_with_every_chunk(cache: dict[str, Any]) -> None
     assert found["block_calls"] == 15 * LAYERS, "calls between chunks are no steps"
 
 
+def test_a_block_caches_memory_limit_holds_in_the_largest_chunk() -> None:
+    """A change takes 131 kB in the first chunk, with its slope, and 262 kB in the second: two units fit there."""
+    pipe, _ = built()
+    settings = {"threshold": 10.0, "units": "blocks", "memory_limit": 600_000 / 1e9}
+    with accel.enable(pipe, cache="tdc", **settings) as session:
+        small(pipe, num_frames=5, chunk_partition=[1, 2])
+    run, found = last(session), report(session, "tdc")
+    assert found["held_bytes"] == 4 * 131_072 == 2 * 262_144
+    assert found["reused_by_step"] == [0, 0, 0, LAYERS, 0] * 2 and not run["fallbacks"]
+    assert any("holds 2 of 4 units of 0.000262 GB each" in note for note in run["notes"])
+
+
 def test_beside_a_block_cache_a_refresh_is_computed() -> None:
     pipe, _ = built()
     caches = ["flashblock", {"method": "tdc", "threshold": 10.0, "max_skips": 7, "order": 0, "dense_steps": 0.0}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from accel.config import AccelConfig
 from accel.methods.drift import Drift, early_weight
 from accel.methods.tdc import TemporalDeltaCacheConfig
+from accel.pipelines.facts import Guidance
 from accel.session import Session
 from tests.toy import ToyDenoiser, ToyPipeline, toy_facts
 
@@ -384,6 +386,46 @@ def test_the_memory_limit_joins_units(limit: float | None, units: int, held: int
     assert record["methods"]["tdc"]["units"] == units
     assert record["methods"]["tdc"]["held_bytes"] == held * 1280
     assert bool(record["notes"]) is (units < 4)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, 3), (2.6e-6, 2), (1.3e-6, 1)])
+def test_the_memory_limit_holds_where_a_unit_has_several_changes(limit: float | None, kept: int) -> None:
+    """Hints cut the one unit into blocks 0, 1 to 2 and 3 to 5; a change takes 1,280 bytes for two branches."""
+
+    def hint(index: int, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + 1.0 if index in (0, 2) else hidden
+
+    transformer = ToyDenoiser([lambda hidden, m=matrix: hidden @ m for matrix in MATRICES], between=hint)
+    outputs, record = run(transformer, lambda _step: BASE, memory_limit=limit)
+    report = record["methods"]["tdc"]
+    assert report["held_bytes"] == kept * 1280
+    assert skipped(record) == "cccssscc" and report["reused"] == 3 * 2 * (0, 1, 3, 6)[kept]
+    line = f"memory_limit={limit} leaves no room for the changes of some blocks, which are computed"
+    assert [found["reason"] for found in record["fallbacks"]] == ([] if limit is None else [line])
+    for (_, branch), output in outputs.items():
+        torch.testing.assert_close(output, outputs[0, branch], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["asked-for", "from-the-middle-on"])
+def test_the_memory_limit_counts_the_branches_that_are_seen(late: bool) -> None:
+    """True guidance on a model that is distilled, and a branch that comes later: one branch is expected, two come."""
+    pipe = ToyPipeline(ToyDenoiser([lambda hidden: hidden + 1.0] * 4))
+    facts = replace(toy_facts(pipe), guidance=Guidance("distilled", ("cond", "uncond"), named=False))
+    config = TemporalDeltaCacheConfig(units="blocks", memory_limit=3e-6, threshold=0.5)
+    session = Session(pipe, facts, AccelConfig(cache=config))
+    session.install()
+    with session, pipe.progress_bar(total=24):
+        for step in range(24):
+            timestep, hidden = torch.tensor(24.0 - step), straight(step)
+            for _ in ("cond",) if late and step < 6 else ("cond", "uncond"):
+                output = pipe.transformer(hidden_states=hidden, timestep=timestep)
+                torch.testing.assert_close(output, hidden + 4.0, rtol=1e-12, atol=1e-12)
+    record = session.summary().to_dict()["runs"][0]
+    # Four blocks of 640 bytes fit for one branch, and two units for two.
+    assert 2560 <= record["methods"]["tdc"]["held_bytes"] <= 3000
+    assert record["notes"] == ["tdc: memory_limit=3e-06 holds 2 of 4 units of 1.28e-06 GB each"]
+    blocks = record["blocks"]["tdc"]["transformer"]
+    assert blocks["cond"]["reused"][-8:] == blocks["uncond"]["reused"][-8:] and "0-3" in blocks["cond"]["reused"][-8:]
 
 
 def test_every_run_tells_its_own_units() -> None:
