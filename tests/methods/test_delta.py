@@ -97,7 +97,7 @@ def test_linear_blocks_give_the_analytic_error() -> None:
 
 
 def test_branches_never_see_each_other() -> None:
-    """Each branch alone gives the same bits as both together, in either order."""
+    """The first alone gives the same bits as with the second beside it."""
     matrices = [torch.randn(4, 4, generator=GENERATOR, dtype=torch.float64) for _ in range(4)]
     config = DeltaCacheConfig(dense_steps=0.0)
     transformer = ToyDenoiser([linear(m) for m in matrices])
