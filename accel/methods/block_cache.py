@@ -56,12 +56,17 @@ class BlockCache(Method):
         reused, total = record.count(name, "reused"), record.count(name)
         by_step = record.count_by_step(name, "reused")
         stats = record.figures(name, "delta")
+        ledger = record.facts.get((name, "ledger"))
         return {
             "block_calls": total,
             "reused": reused,
             "reused_fraction": reused / total if total else 0.0,
             "reused_by_step": by_step,
             "held_bytes": record.held_bytes[name],
+            # When that was held: the most units in a branch, the bytes of the largest, and how many branches held some.
+            "units": 0 if ledger is None else ledger.units.most,
+            "unit_bytes": 0 if ledger is None else ledger.unit_bytes.most,
+            "held_branches": 0 if ledger is None else ledger.branches,
             # Mean over the captures of |Delta| / |h|, both as root mean squares over a stream.
             "relative_change": None if stats is None else _relative(stats),
             "non_finite": 0 if stats is None else int(stats[:, 4].sum()),
@@ -70,11 +75,13 @@ class BlockCache(Method):
     def describe(self, record: RunRecord) -> str:
         report = self.report(record)
         steps = sum(count > 0 for count in report["reused_by_step"])
+        ledger = record.facts.get((self.config.method, "ledger"))
+        adding_up = "" if ledger is None else f", in {ledger}"
         broken = f"; {report['non_finite']} values of the changes were not finite" if report["non_finite"] else ""
         return (
             f"reused {report['reused']} of {report['block_calls']} block calls "
             f"({report['reused_fraction']:.1%}) in {steps} of {record.steps_seen} steps, "
-            f"holding {report['held_bytes'] / 1e6:.1f} MB at most{broken}"
+            f"holding {report['held_bytes'] / 1e6:.1f} MB at most{adding_up}{broken}"
         )
 
     def idle_reason(self, record: RunRecord) -> str | None:

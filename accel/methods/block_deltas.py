@@ -21,6 +21,7 @@ import torch
 
 from accel.kernels.delta import apply_delta
 from accel.methods.base import Context
+from accel.methods.delta_ledger import HeldUnit, Ledger
 from accel.methods.held_delta import HeldDelta
 from accel.pipelines.sites import BlockSite, Denoiser
 from accel.runtime.board import TokenOrder
@@ -129,6 +130,16 @@ class _Branch:
     order: TokenOrder | None = None
     active: _Segment | None = None
     open: _Open | None = None
+
+    def units(self) -> list[HeldUnit]:
+        """What is held of the units of the last call."""
+        found = []
+        for plan in self.plans.values():
+            held = [segment for first, segment in self.segments.items() if first in plan.blocks]
+            sloped = any(delta.slope is not None for segment in held for delta in segment.deltas)
+            if held:
+                found.append(HeldUnit(sum(segment.nbytes for segment in held), len(held), sloped))
+        return found
 
 
 class BlockDeltas:
@@ -331,8 +342,7 @@ class BlockDeltas:
         """The end of a unit that was captured."""
         self._close(branch, moment)
         branch.earlier = {}
-        held = sum(s.nbytes for value in self._state.values() for s in value.segments.values())
-        self._context.recorder.held(self._name, held)
+        self._tell_held()
         if self._compare and branch.captured:
             gaps = {gap for _, gap in branch.captured}
             # The streams of a unit may lie on several devices; its first decides.
@@ -340,6 +350,13 @@ class BlockDeltas:
             total = torch.stack([stats.to(device) for stats, _ in branch.captured]).sum(0)
             self._rule.measured(moment, Captured(branch.plan.blocks, total, gaps.pop() if len(gaps) == 1 else None))
         branch.captured = []
+
+    def _tell_held(self) -> None:
+        held = sum(s.nbytes for value in self._state.values() for s in value.segments.values())
+        recorder = self._context.recorder
+        if recorder.current is not None and held > recorder.current.held_bytes[self._name]:
+            recorder.fact(self._name, "ledger", Ledger.of(value.units() for value in self._state.values()))
+        recorder.held(self._name, held)
 
 
 def _same(inputs: Streams, outputs: Streams) -> bool:

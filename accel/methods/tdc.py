@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -206,11 +206,7 @@ class TemporalDeltaCache(BlockCache):
         if config.units == "probe" and fitting == 2:
             borders = [0, 1, number]
         self._most_units = max(self._most_units, fitting)
-        self.context.recorder.fact(config.method, "units", self._most_units)
         return [range(a, b) for a, b in itertools.pairwise(borders)]
-
-    def report(self, record: RunRecord) -> dict[str, Any]:
-        return {**super().report(record), "units": record.facts.get((self.config.method, "units"), 0)}
 
     def why_idle(self, record: RunRecord) -> str | None:
         config = self.config

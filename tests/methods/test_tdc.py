@@ -441,6 +441,35 @@ def test_every_run_tells_its_own_units() -> None:
     assert [run["methods"]["tdc"]["units"] for run in runs] == [4, 2, 4]
 
 
+@pytest.mark.parametrize(
+    ("settings", "hints", "branches", "words"),
+    [
+        ({}, (), 2, "6.4 MB at most, in 1 unit of 3.2 MB (a change and its slope) for each of 2 branches"),
+        ({"units": 2, "order": 0}, (), 1, "3.2 MB at most, in 2 units of 1.6 MB (a change)"),
+        ({}, (0, 2), 2, "19.2 MB at most, in 1 unit of 9.6 MB (3 changes and their slopes) for each of 2 branches"),
+        ({"units": 2}, (0,), 1, "9.6 MB at most, in 2 units of 3.2 to 6.4 MB (1 to 2 changes and their slopes)"),
+    ],
+)
+def test_the_summary_says_how_what_is_held_adds_up(
+    settings: dict[str, Any], hints: tuple[int, ...], branches: int, words: str
+) -> None:
+    """A change is 2 x 25,000 x 4 values of 8 bytes."""
+
+    def hint(index: int, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + 1.0 if index in hints else hidden
+
+    pipe = ToyPipeline(ToyDenoiser([lambda hidden: hidden + 1.0] * 4, between=hint))
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=TemporalDeltaCacheConfig(threshold=0.5, **settings)))
+    session.install()
+    with session:
+        pipe(lambda step: straight(step).repeat(1, 5000, 1), branches=("cond", "uncond")[:branches])
+    line = next(line for line in str(session.summary()).splitlines() if "tdc: reused" in line)
+    assert line.endswith(f", holding {words}")
+    report = session.summary().to_dict()["runs"][0]["methods"]["tdc"]
+    assert (report["units"], report["held_branches"]) == (settings.get("units", 1), branches)
+    assert f"{report['unit_bytes'] / 1e6:.1f} MB (" in words, "that of the largest"
+
+
 @pytest.mark.parametrize(("delta_dtype", "size"), [("model", 320), ("bfloat16", 80), ("float8", 40 + 10 * 4)])
 def test_what_is_held_is_what_is_reported(delta_dtype: str, size: int) -> None:
     transformer = ToyDenoiser([lambda hidden: hidden + 1.0] * 4)
