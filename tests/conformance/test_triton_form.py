@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import accel
@@ -11,14 +13,25 @@ from tests.tiny_pipelines import TINY
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize(("name", "method"), [("wan", "delta"), ("flux", "delta"), ("wan", "adaspa"), ("flux", "pisa")])
-def test_the_triton_form_gives_what_the_cpu_form_gives(name: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "method", "call"),
+    [
+        # The interpreter is slow.
+        pytest.param("wan", "delta", {"num_inference_steps": 3}, id="wan-delta"),
+        pytest.param("flux", "delta", {"num_inference_steps": 3}, id="flux-delta"),
+        pytest.param("wan", "adaspa", {"num_inference_steps": 3}, id="wan-adaspa"),
+        pytest.param("flux", "pisa", {"num_inference_steps": 3}, id="flux-pisa"),
+        # The first step that can be left out is the fourth, and the last is computed.
+        pytest.param("wan", "tdc", {"num_inference_steps": 5, "height": 32, "width": 32}, id="wan-tdc"),
+    ],
+)
+def test_the_triton_form_gives_what_the_cpu_form_gives(name: str, method: str, call: dict[str, Any]) -> None:
     case, entry = TINY[name], METHODS[method]
     pipe = case.build()
     results = {}
     for form in ("cpu", "triton"):
         with use(form), accel.enable(pipe, **entry.active) as session:
-            results[form] = case.run(pipe, num_inference_steps=3)  # the interpreter is slow
+            results[form] = case.run(pipe, **call)
         assert entry.acted(session.summary().to_dict()["runs"][0]["methods"][method])
     apart = (results["cpu"] - results["triton"]).norm() / results["cpu"].norm()
     assert apart <= entry.forms_apart
