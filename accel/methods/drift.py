@@ -77,6 +77,8 @@ class Drift:
             return
         if self._slope is not None:
             missed = self._fit(missed, moved, gap * gap * self._slope)
+        # What a line misses grows as the square of the gap. Divided by the gap alone it is more, where the gap is above
+        # one, than the first skipped step is expected to miss, which errs on the safe side.
         if missed == 0.0:
             self.rate = 0.0
         else:

@@ -55,10 +55,12 @@ class TemporalDeltaCacheConfig(MethodConfig):
         dense_final_steps: Fraction of the run's steps, at the end, always computed, a begun one whole. 0.02 (the last
             of up to 50 steps) is chosen by us.
         delta_dtype: How changes are held: "model" for the dtype of the tokens, "bfloat16", or "float8" with a scale
-            for each token.
+            for each token. While a new change is made, the old one is there too, and with "float8" both of them also in
+            the dtype of the tokens.
         memory_limit: Gigabytes (1e9 bytes) that the changes of all guidance branches may take; units are joined until
             they fit. Where the model adds something between blocks, a unit has a change for each stretch of blocks in
-            between; those for which no room is left are not kept, and their blocks are computed. None sets no limit.
+            between; those for which no room is left are not kept, and their blocks are computed. Not counted is what is
+            there for a moment only: an old change, until the new one is made. None sets no limit.
     """
 
     method: ClassVar[str] = "tdc"
