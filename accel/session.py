@@ -49,7 +49,7 @@ class Session:
         self._pipe = pipe
         self._facts = facts
         self._recorder = Recorder()
-        self._board = Board(self._recorder)
+        self._board = Board()
         self._clock = Clock(facts.guidance)
         self._hooks = HookSet(self)
         self._undo: list[Callable[[], None]] = []

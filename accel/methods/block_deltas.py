@@ -222,7 +222,7 @@ class BlockDeltas:
         if plan.reuse:
             reused = self._reuse(branch, site, streams, moment.step, plan.reach)
             if reused is not None:
-                self._context.board.post(self._name, "reused", moment, site.index)
+                self._context.recorder.event(self._name, "reused", moment, site.index)
                 return site.pack(reused)
         if plan.capture:
             self._context.board.keep_change(site.index)
@@ -234,7 +234,7 @@ class BlockDeltas:
         return self._computed(site, moment, output)
 
     def _computed(self, site: BlockSite, moment: Moment, output: Any) -> Any:
-        self._context.board.post(self._name, "computed", moment, site.index)
+        self._context.recorder.event(self._name, "computed", moment, site.index)
         return output
 
     def _begin(self, branch: _Branch, moment: Moment, denoiser: Denoiser, streams: Streams) -> None:

@@ -1,15 +1,12 @@
 """The board on which methods tell each other what they did and need, without knowing each other.
 
-It holds what was said during one call of a denoiser and is wiped before the next. Whatever is posted about a block is
-also counted by the recorder.
+It holds what was said during one call of a denoiser and is wiped before the next. What was done with a block is told to
+the recorder.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
-
-from accel.runtime.clock import Moment
-from accel.runtime.recorder import Recorder
 
 
 class TokenOrder(Protocol):
@@ -27,11 +24,9 @@ class TokenOrder(Protocol):
 
 
 class Board:
-    """Posts of the running denoiser call."""
+    """Demands and facts of the running denoiser call."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._posts: dict[int, str] = {}
+    def __init__(self) -> None:
         self._demands: dict[str, str] = {}
         self._kept_dense: set[int] = set()
         self._kept_changes: set[int] = set()
@@ -40,20 +35,10 @@ class Board:
 
     def wipe(self) -> None:
         """Forgets what was said; the session does this before each call."""
-        self._posts.clear()
         self._demands.clear()
         self._kept_dense.clear()
         self._kept_changes.clear()
         self.order = None
-
-    def post(self, method: str, what: str, moment: Moment, block: int) -> None:
-        """Says what happened to a block: "computed", "reused"."""
-        self._posts[block] = what
-        self._recorder.event(method, what, moment, block)
-
-    def posted(self, block: int) -> str | None:
-        """What was last said of a block in this call."""
-        return self._posts.get(block)
 
     def demand_compute(self, method: str, reason: str) -> None:
         """Asks that every block of this call be computed, for example because a search or a refresh is due."""

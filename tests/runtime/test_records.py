@@ -15,19 +15,18 @@ def moment(step: int, chunk: int = 0) -> Moment:
     return Moment(run=0, chunk=chunk, step=step, num_steps=4, branch="cond", denoiser="transformer")
 
 
-def test_what_is_posted_is_read_until_the_next_call_and_counted_for_good() -> None:
-    recorder = Recorder()
-    recorder.start_run(4, CPU)
-    board = Board(recorder)
-    board.post("delta", "reused", moment(1), block=3)
+def test_what_is_said_on_the_board_holds_until_the_next_call() -> None:
+    board = Board()
     board.demand_compute("search", "the map is due")
-    assert board.posted(3) == "reused"
-    assert board.posted(2) is None
+    board.demand_dense(3)
+    board.keep_change(2)
     assert board.compute_demanded() == "search: the map is due"
+    assert board.compute_demanded(besides="search") is None
+    assert [board.dense_demanded(block) for block in (2, 3)] == [False, True]
+    assert [board.change_kept(block) for block in (2, 3)] == [True, False]
     board.wipe()
-    assert board.posted(3) is None
     assert board.compute_demanded() is None
-    assert recorder.runs[0].count("delta", "reused") == 1
+    assert not board.dense_demanded(3) and not board.change_kept(2)
 
 
 def test_chunks_and_blocks_are_counted_apart() -> None:
