@@ -182,7 +182,9 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         return (1, height, width) if images == 1 and ids.shape[-2] == height * width else None
     if grid.shapes is not None:
         samples = denoiser.argument(grid.shapes, args, kwargs) or ()
-        shapes = {(int(time), int(height), int(width)) for sample in samples for time, height, width in sample}
+        # A sample of one image may have its shape alone.
+        images = (image for sample in samples for image in ([sample] if isinstance(sample, tuple) else sample))
+        shapes = {(int(time), int(height), int(width)) for time, height, width in images}
         one = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
         return one if math.prod(one) == hidden_states.shape[1] else None
     if grid.sizes is not None:

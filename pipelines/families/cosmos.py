@@ -1,4 +1,4 @@
-"""Cosmos 1 and 2, text, image or video to video."""
+"""Cosmos 1 and 2, text, image or video to video, and text to image."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
@@ -13,6 +13,7 @@ FAMILY = Family(
         "CosmosTextToWorldPipeline": _SEPARATE,
         "CosmosVideoToWorldPipeline": _SEPARATE,
         "Cosmos2VideoToWorldPipeline": _SEPARATE,
+        "Cosmos2TextToImagePipeline": _SEPARATE,
     },
     stacks=(
         BlockStack(

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5, text to image and image to image."""
+"""Stable Diffusion 3 and 3.5, text to image, image to image and with a ControlNet."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenGrid
 
@@ -10,7 +10,11 @@ FAMILY = Family(
     name="sd3",
     title="Stable Diffusion 3 and 3.5",
     transformers=("SD3Transformer2DModel",),
-    pipelines={"StableDiffusion3Pipeline": _BATCHED, "StableDiffusion3Img2ImgPipeline": _BATCHED},
+    pipelines={
+        "StableDiffusion3Pipeline": _BATCHED,
+        "StableDiffusion3Img2ImgPipeline": _BATCHED,
+        "StableDiffusion3ControlNetPipeline": _BATCHED,
+    },
     stacks=(
         BlockStack(
             path="transformer_blocks",
