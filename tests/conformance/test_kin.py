@@ -34,6 +34,7 @@ def test_acts_and_comes_off_without_a_trace(name: str) -> None:
         pytest.warns(accel.AccelWarning, match=said) if case.references else nullcontext(),
     ):
         accelerated = case.run(pipe)
+        assert torch.equal(case.run(pipe), accelerated)
     runs = session.summary().to_dict()["runs"]
     branches = len(inspect_pipeline(pipe).guidance.order) if sum(case.forwards.values()) > case.steps else 1
     for run in runs:
