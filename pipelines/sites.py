@@ -183,8 +183,8 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
     if grid.shapes is not None:
         samples = denoiser.argument(grid.shapes, args, kwargs) or ()
         # A sample of one image may have its shape alone.
-        images = (image for sample in samples for image in ([sample] if isinstance(sample, tuple) else sample))
-        shapes = {(int(time), int(height), int(width)) for time, height, width in images}
+        each = (image for sample in samples for image in ([sample] if isinstance(sample, tuple) else sample))
+        shapes = {(int(time), int(height), int(width)) for time, height, width in each}
         one = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
         return one if math.prod(one) == hidden_states.shape[1] else None
     if grid.sizes is not None:
@@ -251,7 +251,8 @@ def family_of(pipeline: type, transformer: nn.Module | None = None) -> tuple[Fam
 
 def _driven(pipeline: type) -> set[str]:
     """Names of the classes of which a pipeline's class takes its transformer."""
-    annotation = getattr(pipeline.__init__, "__annotations__", {}).get("transformer", "")
+    constructor = getattr(pipeline, "__init__", None)
+    annotation = getattr(constructor, "__annotations__", {}).get("transformer", "")
     return set(re.findall(r"\w+", annotation.__name__ if isinstance(annotation, type) else str(annotation)))
 
 
