@@ -31,7 +31,7 @@ FAMILY = Family(
     per_token_timesteps=True,
     notes=(
         "image to video: the tokens of the first frame have the timestep 0",
-        "with conditions: every token tells its coordinates and what is given is tokens before those of the video, "
-        "so that sparse attention runs dense",
+        "`LTXConditionPipeline` tells the coordinates of every token and no grid, so that sparse attention runs dense; "
+        "what is given at a later frame is tokens before those of the video",
     ),
 )
