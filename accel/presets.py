@@ -2,8 +2,9 @@
 
 A preset is data in the form of a configuration file. All of its methods are optional: where the model does not allow
 one, it is left out, and the summary says so. The thresholds are chosen by us on the built-in model (`python -m
-bench.tdc`). PISA has the values that were published for the kind of model, from as many tokens on as the
-smallest case that a gain was published for has (FLUX at 1024×1024, arXiv 2602.01077); no device has confirmed it here.
+bench.tdc`). PISA has the values that were published for the family, or else those of Wan or FLUX.1, from as many tokens
+on as the smallest case that a gain was published for has (FLUX at 1024×1024, arXiv 2602.01077); no device has confirmed
+it here.
 """
 
 from __future__ import annotations

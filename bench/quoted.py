@@ -1,8 +1,8 @@
-"""Tables of README and docs that quote `bench/results`: written by a command, and held by a test.
+"""What README and docs quote of `bench/results`, families and presets: written by a command, and held by a test.
 
 python -m bench.quoted
 
-A document has a line `<!-- quoted: NAME -->` before each table and `<!-- end -->` behind it.
+A document has a line `<!-- quoted: NAME -->` before each part and `<!-- end -->` behind it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from accel.methods.rules import Place, standing
 from accel.pipelines.families import families
 from accel.presets import PRESETS, preset
+from bench.families import in_full, in_short, origin
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -71,17 +72,18 @@ def reuse() -> list[str]:
 
 def presets() -> list[str]:
     """What the preset `fast` comes to on every family."""
-    found = [("family", "attention", "its settings", "cache")]
+    found = [("family", "attention", "its settings", "their source", "cache")]
     for name, family in families().items():
         config = preset("fast")
         methods, left_out = standing(config.methods, config.optional, Place(family))
         settled = {method.method: method.model_dump() for method in methods}
         pisa, tdc = settled.get("pisa"), settled["tdc"]
+        source = "–" if pisa is None else origin(family)
         words = "; ".join(left_out).removeprefix("pisa is left out: ").partition(";")[0]
         if pisa is not None:
             parts = ("density", "router", "dense_steps", "dense_layers")
             words = ", ".join(f"{part}={pisa[part]}" for part in parts)
-        found.append((name, "dense" if pisa is None else "PISA", words, f"tdc at {tdc['threshold']:g}"))
+        found.append((name, "dense" if pisa is None else "PISA", words, source, f"tdc at {tdc['threshold']:g}"))
     return _table(found)
 
 
@@ -90,6 +92,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "caches": caches,
     "reuse": reuse,
     "presets": presets,
+    "families": in_full,
+    "pipelines": lambda: _table(in_short()),
 }
 
 

@@ -166,6 +166,20 @@ class CallMarks:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Settings of piecewise sparse attention that a publication used on the family; None where it says nothing.
+
+    `density`: the fraction of key blocks kept. `dense_steps`: the fraction of a run's steps, from the start, and
+    `dense_layers`: the number of blocks, from the first, that stay dense.
+    """
+
+    source: str
+    density: float | None = None
+    dense_steps: float | None = None
+    dense_layers: int | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts of one family; `pipelines` and `transformers` are class names of diffusers."""
 
@@ -198,15 +212,17 @@ class Family:
     pixels: int = 1
     # The transformer may be given one timestep per token instead of one per sample.
     per_token_timesteps: bool = False
-    # Share of a run's steps, from the start, that publications on sparse attention leave dense; None without any.
-    early_steps: float | None = None
+    # None where no publication on piecewise sparse attention has the family.
+    published: Published | None = None
     # Where the pipelines generate chunk by chunk.
     chunks: Chunks | None = None
     # Classes of `pipe.guider` that can be followed (see `accel.pipelines.guiders`); empty where pipelines have none.
     guiders: tuple[str, ...] = ()
     # None where the pipelines' bars tell.
     marks: CallMarks | None = None
-    notes: tuple[str, ...] = field(default=())
+    # What a table says beside the title, and what the family's page says beside the facts: for people alone.
+    remark: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def makes_videos(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -13,6 +13,16 @@ import torch
 from torch import nn
 
 from accel.errors import AccelError
+from accel.pipelines.checking import (
+    DIFFERS,
+    check_arguments,
+    check_block_arguments,
+    check_class,
+    check_depths,
+    check_marks,
+    config_value,
+    parameters_of,
+)
 from accel.pipelines.context_parallel import given, sharing_tokens
 from accel.pipelines.facts import AttentionSite, BlockStack, Chunks, Family, Guidance, TokenGrid
 from accel.pipelines.families import families
@@ -71,7 +81,7 @@ class BlockSite:
             what = f"a tuple of {len(returned)}" if isinstance(output, tuple) else f"one {type(output).__name__}"
             raise AccelError(
                 f"{self.denoiser}.{self.path} returned {what}, and the facts of its family expect "
-                f"{' and '.join(self.stack.streams)}: this diffusers differs from the one that Accel was tested with"
+                f"{' and '.join(self.stack.streams)}: {DIFFERS}"
             )
         return tuple(old if new is None else new for new, old in zip(returned, given, strict=True))
 
@@ -99,7 +109,7 @@ class Denoiser:
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a call gives to the argument `name`, or None."""
-        return _argument(self.named.get(name, name), _parameters(self.module), args, kwargs)
+        return _argument(self.named.get(name, name), parameters_of(type(self.module)), args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
 
     Raises `AccelError` when the family is not known, or when the modules differ from the family's facts.
     """
-    family, guidance = family_of(type(pipe))
+    family, guidance = family_of(type(pipe), getattr(pipe, "transformer", None))
+    check_marks(pipe, family)
     present: dict[str, Any] = {}
     for name in family.denoisers:
         module = getattr(pipe, name, None)
@@ -126,7 +137,7 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
     if not present:
         raise AccelError(f"{type(pipe).__name__} has no {' or '.join(family.denoisers)}: load the pipeline with it")
     for name, module in present.items():
-        _check_class(f"pipe.{name}", module, family)
+        check_class(f"pipe.{name}", module, family)
     guidance = guided(pipe, family, guidance, next(iter(present.values())))
     denoisers = tuple(_denoiser(name, module, family) for name, module in present.items())
     return PipelineFacts(family, guidance, denoisers)
@@ -171,7 +182,9 @@ def token_grid(grid: TokenGrid, denoiser: Denoiser, args: tuple, kwargs: dict) -
         return (1, height, width) if images == 1 and ids.shape[-2] == height * width else None
     if grid.shapes is not None:
         samples = denoiser.argument(grid.shapes, args, kwargs) or ()
-        shapes = {(int(time), int(height), int(width)) for sample in samples for time, height, width in sample}
+        # A sample of one image may have its shape alone.
+        each = (image for sample in samples for image in ([sample] if isinstance(sample, tuple) else sample))
+        shapes = {(int(time), int(height), int(width)) for time, height, width in each}
         one = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
         return one if math.prod(one) == hidden_states.shape[1] else None
     if grid.sizes is not None:
@@ -211,18 +224,36 @@ def told_branch(guidance: Guidance, denoiser: Denoiser, args: tuple, kwargs: dic
     return next(told, None)
 
 
-def family_of(pipeline: type) -> tuple[Family, Guidance]:
-    """The family of a pipeline's class, and how this class guides. Raises `AccelError` when the family is not known."""
+def family_of(pipeline: type, transformer: nn.Module | None = None) -> tuple[Family, Guidance]:
+    """The family of a pipeline's class, and how this class guides. Raises `AccelError` when the family is not known.
+
+    `transformer` is that of the pipeline, if there is one already.
+    """
     known = families().values()
     # A user's subclass of a known pipeline behaves as its base does.
     for base in pipeline.__mro__:
         for family in known:
             if base.__name__ in family.pipelines:
                 return family, family.pipelines[base.__name__]
+    driven = _driven(pipeline) if transformer is None else {type(transformer).__name__}
+    for family in known:
+        for name in sorted(driven.intersection(family.transformers)):
+            raise AccelError(
+                f"{pipeline.__name__} drives a {name} of the family {family.name}, which Accel knows under "
+                f"{', '.join(family.pipelines)}: how this one guides, and a test of it, are a line each "
+                f"(pipelines/families/{family.name}.py, see CONTRIBUTING.md)"
+            )
     raise AccelError(
         f"{pipeline.__name__} is of no family that Accel knows ({_known()}); "
         "a family is added with one file in pipelines/families (see CONTRIBUTING.md)"
     )
+
+
+def _driven(pipeline: type) -> set[str]:
+    """Names of the classes of which a pipeline's class takes its transformer."""
+    constructor = getattr(pipeline, "__init__", None)
+    annotation = getattr(constructor, "__annotations__", {}).get("transformer", "")
+    return set(re.findall(r"\w+", annotation.__name__ if isinstance(annotation, type) else str(annotation)))
 
 
 def _known() -> str:
@@ -239,21 +270,10 @@ def require_all_tokens(what: str, denoisers: Iterable[Denoiser]) -> None:
             )
 
 
-def _check_class(name: str, module: nn.Module, family: Family) -> None:
-    if hasattr(module, "_orig_mod"):
-        raise AccelError(
-            f"{name} is wrapped by torch.compile, which hides its blocks: "
-            f"compile the blocks instead, with {name}.compile_repeated_blocks()"
-        )
-    if type(module).__name__ not in family.transformers:
-        raise AccelError(
-            f"{name} is a {type(module).__name__}, which the family {family.name} does not know: "
-            f"it covers {', '.join(family.transformers)}"
-        )
-
-
 def _denoiser(name: str, module: nn.Module, family: Family) -> Denoiser:
+    check_arguments(module, family)
     blocks = _blocks(name, module, family, family.stacks)
+    check_block_arguments(blocks, family)
     beside = _blocks(name, module, family, family.beside.get(type(module).__name__, ()), first=len(blocks))
     return Denoiser(name, module, blocks, beside, family.named)
 
@@ -267,10 +287,11 @@ def _blocks(
         if not isinstance(blocks, nn.ModuleList):
             raise AccelError(
                 f"{type(module).__name__} has no module list `{stack.path}`, which the facts of the family "
-                f"{family.name} name: this diffusers differs from the one that Accel was tested with"
+                f"{family.name} name: {DIFFERS}"
             )
+        check_depths(module, stack, len(blocks), family)
         for position, block in enumerate(blocks):
-            parameters = _parameters(block)
+            parameters = parameters_of(type(block))
             streams = [stack.named.get(stream, stream) for stream in stack.streams]
             missing = [stream for stream in streams if stream not in parameters]
             if type(block).__name__ not in stack.blocks or missing:
@@ -304,8 +325,7 @@ def _attribute(name: str, block: nn.Module, path: str, family: Family) -> Any:
         return attrgetter(path)(block)
     except AttributeError:
         raise AccelError(
-            f"{name} has no `{path}`, which the facts of the family {family.name} name: this diffusers differs from "
-            "the one that Accel was tested with"
+            f"{name} has no `{path}`, which the facts of the family {family.name} name: {DIFFERS}"
         ) from None
 
 
@@ -313,19 +333,3 @@ def _argument(name: str, parameters: tuple[str, ...], args: tuple[Any, ...], kwa
     if name in kwargs:
         return kwargs[name]
     return args[parameters.index(name)] if name in parameters[: len(args)] else None
-
-
-def _parameters(module: nn.Module) -> tuple[str, ...]:
-    # The class's forward, because offloading and other hooks replace the instance's.
-    return tuple(inspect.signature(type(module).forward).parameters)[1:]
-
-
-def config_value(config: Any, name: str | None) -> int:
-    """The number that a patch field of `TokenGrid` names, 1 for None."""
-    if name is None:
-        return 1
-    field, _, position = name.partition(".")
-    value = getattr(config, field)
-    if position:
-        value = value[int(position)]
-    return value or 1

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from accel.errors import AccelError
-from accel.pipelines.sites import config_value, inspect_pipeline
+from accel.pipelines.checking import config_value
+from accel.pipelines.sites import inspect_pipeline
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ steps (a chunk) with guidance on, and run in about a second on one core. `tests/
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.tiny import (
     hunyuan_conditioned,
     image,
     joined,
+    kin,
     ltx,
     ltx2,
     lumina2,
@@ -79,6 +80,8 @@ class TinyCase:
     """How many of the blocks, the last ones, are given the video that the others made in the place of the text."""
     fewest_steps: int = 1
     """The pipeline fails with fewer, or does nothing; `run` takes no fewer."""
+    references: int = 0
+    """Tokens beside `tokens` that are those of pictures to go by; all of them are no grid."""
 
     @property
     def lengths(self) -> set[int]:
@@ -92,8 +95,8 @@ class TinyCase:
 
     @property
     def steps(self) -> int:
-        """Steps of the default call, over all chunks."""
-        return self.call["num_inference_steps"] * max(1, len(self.chunks))
+        """Steps of the default call, over all chunks; fewer are asked for where it begins with a picture."""
+        return int(self.call["num_inference_steps"] * self.call.get("strength", 1.0)) * max(1, len(self.chunks))
 
     def run(self, pipe: DiffusionPipeline, *, seed: int = 0, **overrides: Any) -> torch.Tensor:
         """Call the pipeline with noise from `seed`; equal calls on equal weights give equal bits.
@@ -284,10 +287,16 @@ KIN: dict[str, TinyCase] = {
         cosmos,
         hunyuan_conditioned,
         hunyuan15,
+        ltx,
         ltx2,
         motif,
         skyreels,
     )
     for case in module.KIN
+} | {
+    name: replace(
+        TINY[like], **{**changes, "name": name, "build": build, "call": {**TINY[like].call, **changes.get("call", {})}}
+    )
+    for name, like, build, changes in kin.KIN
 }
 """More pipelines of transformers that the others have: for a test of each instead of all tests."""

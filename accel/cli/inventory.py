@@ -141,8 +141,7 @@ def _lines(data: dict[str, Any], width: int | None) -> list[str]:
             (
                 name,
                 family["title"],
-                f"{_who(family['refused_methods'])}, tested on {' and '.join(family['tested'])}: "
-                f"{', '.join(family['pipelines'])}",
+                f"{_who(family['refused_methods'])}, {_tested(family['tested'])}: {', '.join(family['pipelines'])}",
             )
             for name, family in data["families"].items()
         ]
@@ -169,6 +168,10 @@ def _lines(data: dict[str, Any], width: int | None) -> list[str]:
 
 def _who(refused: dict[str, str]) -> str:
     return f"not {', '.join(refused)}" if refused else "all methods"
+
+
+def _tested(on: list[str]) -> str:
+    return f"tested on {' and '.join(on)}{'' if 'real weights' in on else ', on no real ones'}"
 
 
 def _pair(pair: dict[str, Any]) -> str:

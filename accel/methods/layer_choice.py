@@ -58,15 +58,19 @@ def choose_layers(
 ) -> tuple[list[Layer], Counter[str]]:
     """The linears to take, and the number of others by the reason for leaving them.
 
-    `left` and `modulation` are patterns of paths (see `matches`); what `taken` matches is taken whatever they say.
+    Those outside the blocks are left, whatever they are called. `left` and `modulation` are patterns of paths (see
+    `matches`); what `taken` matches is taken whatever they say.
     """
     layers: list[Layer] = []
     others: Counter[str] = Counter()
     for path, module in linears(denoiser.module):
         wanted = any(matches(path, entry) for entry in taken)
         modulates = any(matches(path, entry) for entry in modulation)
+        block = block_of(denoiser, path)
         if not wanted and any(matches(path, entry) for entry in left):
             others["named in modules_to_not_convert"] += 1
+        elif block is None and not wanted:
+            others["outside the blocks (modules_to_convert takes them)"] += 1
         elif modulates and not (wanted or take_modulation):
             others["modulation (quantize_modulation=True takes them)"] += 1
         elif type(module) is not nn.Linear:
@@ -74,7 +78,7 @@ def choose_layers(
         elif module.in_features % GROUP or module.in_features > MOST_CHANNELS:
             others[f"channels are no multiple of {GROUP}, or more than {MOST_CHANNELS}"] += 1
         else:
-            layers.append(Layer(denoiser.name, len(layers), path, module, block_of(denoiser, path), modulates))
+            layers.append(Layer(denoiser.name, len(layers), path, module, block, modulates))
     return layers, others
 
 

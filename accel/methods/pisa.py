@@ -9,6 +9,7 @@ AdaSpa's precise search, scored by what the tail gets wrong.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from statistics import NormalDist
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -39,11 +40,14 @@ Router = Literal["mean", "covariance", "threshold", "search"]
 
 
 class PISAConfig(MethodConfig):
-    """Settings of piecewise sparse attention. None means the published value for videos or for images.
+    """Settings of piecewise sparse attention.
+
+    None means the value that was published for the family, or else that of Wan for videos and of FLUX.1 for images.
 
     Attributes:
-        density: Fraction of the image's key blocks that each query block attends exactly, text on top; None is the
-            published 0.125 for videos and 0.15 for images. 1 gives the bits of the plain pipeline.
+        density: Fraction of the image's key blocks that each query block attends exactly, text on top; None is 0.125
+            for videos and 0.15 for images, but the published 0.3 for Stable Diffusion 3. 1 gives the bits of the plain
+            pipeline.
         tail: What the other blocks become: "hybrid" (the published form), "zeroth" (means alone), "none" (dropped).
         router: How the exact blocks are chosen: "mean", "covariance", "threshold" or "search"; None is the published
             "mean" for videos and "covariance" for images. "mean" takes block means, "covariance" the spread inside a
@@ -51,11 +55,11 @@ class PISAConfig(MethodConfig):
             arXiv 2607.24027); the density is then a wish, met where scores are normally distributed. "search" is
             AdaSpa's search (arXiv 2502.21079) by the error of the tail, and ours.
         block_size: Tokens of a block.
-        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is what was published for the
-            family: 0.2 for HunyuanVideo, none for images, and for other videos 0.25, between Wan 1.3B's 0.3 and Wan
-            14B's 0.2.
-        dense_layers: Blocks of the transformer, from the first, that stay dense; None is the published 1 for videos and
-            4 for images. The blocks of VACE that make hints count as the block that their hint is added to.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is the published 0.2 for
+            HunyuanVideo, none for images, and for other videos 0.25, which is chosen by us between the published 0.3 of
+            Wan 1.3B and 0.2 of Wan 14B.
+        dense_layers: Blocks of the transformer, from the first, that stay dense; None is 1 for videos and 4 for
+            images. The blocks of VACE that make hints count as the block that their hint is added to.
         search_steps: Where in the run the router "search" looks, as fractions of its steps; steps before the first are
             dense. None is 0.25 and 0.6. With another router they are refused.
         tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call", for
@@ -86,12 +90,12 @@ class PISAConfig(MethodConfig):
     min_tokens: Annotated[int, Field(ge=0)] = 0
 
     def resolved(self, family: Family, beside: frozenset[Slot] = frozenset()) -> Self:
-        """The same with the published values where nothing is said; refuses search_steps where no search would look."""
-        published = _VIDEO if family.makes_videos else _IMAGE
+        """The same with the family's values where nothing is said; refuses search_steps where no search would look."""
+        usual = _VIDEO if family.makes_videos else _IMAGE
+        published = {} if family.published is None else asdict(family.published)
+        own = {name: published[name] for name in usual if published.get(name) is not None}
         given = {name: value for name, value in self.model_dump().items() if value is not None}
-        if family.early_steps is not None:
-            published = {**published, "dense_steps": family.early_steps}
-        settings = {**published, **given}
+        settings = {**usual, **own, **given}
         if settings["router"] == "search":
             settings.setdefault("search_steps", _SEARCH_STEPS)
         elif self.search_steps is not None:
@@ -103,6 +107,7 @@ class PISAConfig(MethodConfig):
 
 
 _SEARCH_STEPS = (0.25, 0.6)
+# Published for Wan, but for the dense steps, and for FLUX.1.
 _VIDEO = {"density": 0.125, "router": "mean", "dense_steps": 0.25, "dense_layers": 1}
 _IMAGE = {"density": 0.15, "router": "covariance", "dense_steps": 0.0, "dense_layers": 4}
 

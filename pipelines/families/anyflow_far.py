@@ -23,6 +23,7 @@ FAMILY = Family(
     modules_to_not_convert=("patch_embedding", "far_patch_embedding", "condition_embedder", "norm_out", "proj_out"),
     chunks=Chunks(argument="kv_cache_flag", done="num_cached_chunks", filling="is_cache_step"),
     marks=CallMarks(start="prepare_latents", steps="num_timesteps"),
+    remark="chunk by chunk",
     notes=(
         "keys of earlier chunks are kept before their rotation; far ones are those of a coarser patch",
         "queries and keys are padded with zeros to a multiple of 128, and the zero keys take part in the softmax",

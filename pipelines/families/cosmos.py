@@ -1,4 +1,4 @@
-"""Cosmos 1 and 2, text, image or video to video."""
+"""Cosmos 1 and 2, text, image or video to video, and text to image."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
@@ -13,6 +13,7 @@ FAMILY = Family(
         "CosmosTextToWorldPipeline": _SEPARATE,
         "CosmosVideoToWorldPipeline": _SEPARATE,
         "Cosmos2VideoToWorldPipeline": _SEPARATE,
+        "Cosmos2TextToImagePipeline": _SEPARATE,
     },
     stacks=(
         BlockStack(
@@ -35,6 +36,7 @@ FAMILY = Family(
     modulation=("*.norm1.linear_*", "*.norm2.linear_*", "*.norm3.linear_*"),
     pixels=16,
     per_token_timesteps=True,
+    remark="diffusers wants a safety checker for them, and torchvision",
     notes=(
         "the pipelines want a safety checker (`cosmos_guardrail`) and, for the mask of the padding, torchvision",
         "2, video to world: the tokens of the given frames have a timestep of their own",

@@ -1,6 +1,15 @@
-"""FLUX.1, text to image, image to image and with a ControlNet."""
+"""FLUX.1, text to image, image to image, with a ControlNet, and those that fill, change or go by a picture."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+from accel.pipelines.facts import (
+    AttentionSite,
+    BlockStack,
+    Family,
+    FreeOrder,
+    Guidance,
+    Published,
+    TokenArgument,
+    TokenGrid,
+)
 
 _STREAMS = ("encoder_hidden_states", "hidden_states")
 _ATTENTION = AttentionSite("attn", "joint", "FluxAttnProcessor", dispatched=True)
@@ -15,6 +24,10 @@ FAMILY = Family(
         "FluxPipeline": Guidance(form="distilled", order=("cond", "uncond"), named=True),
         "FluxImg2ImgPipeline": _UNNAMED,
         "FluxControlNetPipeline": _UNNAMED,
+        "FluxKontextPipeline": _UNNAMED,
+        "FluxFillPipeline": _UNNAMED,
+        "FluxControlPipeline": _UNNAMED,
+        "FluxInpaintPipeline": _UNNAMED,
     },
     stacks=(
         BlockStack("transformer_blocks", ("FluxTransformerBlock",), _STREAMS, (_ATTENTION,)),
@@ -29,4 +42,10 @@ FAMILY = Family(
     ),
     modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
     modulation=("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear"),
+    # At 1024x1024.
+    published=Published("PISA, arXiv 2602.01077", density=0.15, dense_steps=0.0, dense_layers=4),
+    notes=(
+        "Kontext: the picture to change is tokens behind those of the image, and sparse attention runs dense then",
+        "Fill and Control: the picture is in channels of the image's own tokens",
+    ),
 )

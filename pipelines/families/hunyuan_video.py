@@ -1,6 +1,15 @@
 """HunyuanVideo, text or image to video."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+from accel.pipelines.facts import (
+    AttentionSite,
+    BlockStack,
+    Family,
+    FreeOrder,
+    Guidance,
+    Published,
+    TokenArgument,
+    TokenGrid,
+)
 
 _FIRST_FRAME_APART = (
     "HunyuanVideoTokenReplaceTransformerBlock",
@@ -38,6 +47,7 @@ FAMILY = Family(
     ),
     modules_to_not_convert=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
     modulation=("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear"),
-    early_steps=0.2,  # PISA, arXiv 2602.01077: 10 of 50
+    # At 720p; 10 steps of 50.
+    published=Published("PISA, arXiv 2602.01077", density=0.125, dense_steps=0.2, dense_layers=1),
     notes=("the text behind the video is padded; a key mask hides the padding",),
 )

@@ -1,4 +1,4 @@
-"""LTX-Video, text or image to video."""
+"""LTX-Video, text or image to video, and pictures or films at any frame."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
@@ -9,7 +9,7 @@ FAMILY = Family(
     name="ltx",
     title="LTX-Video",
     transformers=("LTXVideoTransformer3DModel",),
-    pipelines={"LTXPipeline": _BATCHED, "LTXImageToVideoPipeline": _BATCHED},
+    pipelines={"LTXPipeline": _BATCHED, "LTXImageToVideoPipeline": _BATCHED, "LTXConditionPipeline": _BATCHED},
     stacks=(
         BlockStack(
             path="transformer_blocks",
@@ -29,5 +29,9 @@ FAMILY = Family(
     modules_to_not_convert=("proj_in", "time_embed", "caption_projection", "norm_out", "proj_out"),
     pixels=32,
     per_token_timesteps=True,
-    notes=("image to video: the tokens of the first frame have the timestep 0",),
+    notes=(
+        "image to video: the tokens of the first frame have the timestep 0",
+        "`LTXConditionPipeline` tells the coordinates of every token and no grid, so that sparse attention runs dense; "
+        "what is given at a later frame is tokens before those of the video",
+    ),
 )

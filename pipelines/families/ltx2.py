@@ -59,6 +59,7 @@ FAMILY = Family(
     ),
     pixels=32,
     per_token_timesteps=True,
+    remark="sparse attention in the video's own; that of the sound stays dense",
     notes=(
         "sparse attention is in the video's self-attention; that of the sound, and between the two, is always dense",
         "what spatio-temporal guidance leaves out of its own call stays left out there",

@@ -1,4 +1,4 @@
-"""QwenImage, text to image and image to image."""
+"""QwenImage, text to image, image to image, with a ControlNet, and editing."""
 
 from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
 
@@ -8,7 +8,13 @@ FAMILY = Family(
     name="qwenimage",
     title="QwenImage",
     transformers=("QwenImageTransformer2DModel",),
-    pipelines={"QwenImagePipeline": _SEPARATE, "QwenImageImg2ImgPipeline": _SEPARATE},
+    pipelines={
+        "QwenImagePipeline": _SEPARATE,
+        "QwenImageImg2ImgPipeline": _SEPARATE,
+        "QwenImageControlNetPipeline": _SEPARATE,
+        "QwenImageEditPipeline": _SEPARATE,
+        "QwenImageEditPlusPipeline": _SEPARATE,
+    },
     stacks=(
         BlockStack(
             path="transformer_blocks",
@@ -34,5 +40,8 @@ FAMILY = Family(
     ),
     modules_to_not_convert=("img_in", "txt_in", "time_text_embed", "norm_out", "proj_out"),
     modulation=("*.img_mod.1", "*.txt_mod.1"),
-    notes=("texts of several lengths in one batch are padded on the right; a key mask hides the padding",),
+    notes=(
+        "texts of several lengths in one batch are padded on the right; a key mask hides the padding",
+        "editing: pictures are tokens behind those of the image, and sparse attention runs dense then",
+    ),
 )

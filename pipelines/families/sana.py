@@ -24,5 +24,6 @@ FAMILY = Family(
     grid=TokenGrid("BCHW", patch=(None, "patch_size", "patch_size")),
     between_blocks="a ControlNet adds its residuals after the blocks",
     modules_to_not_convert=("patch_embed", "time_embed", "caption_projection", "proj_out"),
+    remark="caches and quantization; its attention is linear",
     notes=("the feed-forward convolves over the grid, so that blocks need the tokens in the model's order",),
 )

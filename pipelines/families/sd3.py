@@ -1,6 +1,6 @@
-"""Stable Diffusion 3 and 3.5, text to image and image to image."""
+"""Stable Diffusion 3 and 3.5, text to image, image to image and with a ControlNet."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, Published, TokenGrid
 
 _BATCHED = Guidance(
     form="batched", order=("uncond", "cond"), named=False, told_by={"skip_layers": "cond_without_layers"}
@@ -10,7 +10,11 @@ FAMILY = Family(
     name="sd3",
     title="Stable Diffusion 3 and 3.5",
     transformers=("SD3Transformer2DModel",),
-    pipelines={"StableDiffusion3Pipeline": _BATCHED, "StableDiffusion3Img2ImgPipeline": _BATCHED},
+    pipelines={
+        "StableDiffusion3Pipeline": _BATCHED,
+        "StableDiffusion3Img2ImgPipeline": _BATCHED,
+        "StableDiffusion3ControlNetPipeline": _BATCHED,
+    },
     stacks=(
         BlockStack(
             path="transformer_blocks",
@@ -35,5 +39,7 @@ FAMILY = Family(
     ),
     modules_to_not_convert=("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out"),
     modulation=("*.norm1.linear", "*.norm1_context.linear"),
+    # 3.5 medium.
+    published=Published("PISA, arXiv 2602.01077", density=0.3),
     notes=("skip-layer guidance calls a third time in some steps, without some of the blocks",),
 )

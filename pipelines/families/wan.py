@@ -1,6 +1,15 @@
 """Wan 2.1 and 2.2, text, image or video to video, and VACE."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+from accel.pipelines.facts import (
+    AttentionSite,
+    BlockStack,
+    Family,
+    FreeOrder,
+    Guidance,
+    Published,
+    TokenArgument,
+    TokenGrid,
+)
 
 _SEPARATE = Guidance(form="separate", order=("cond", "uncond"), named=True)
 _ATTENTION = (
@@ -46,6 +55,9 @@ FAMILY = Family(
         "vace_blocks.*.proj_out",
     ),
     per_token_timesteps=True,
+    # Of dense steps it has 15 of 50 for 1.3B and 10 of 50 for 14B, and which of them runs is no fact of the family.
+    published=Published("PISA, arXiv 2602.01077", density=0.125, dense_layers=1),
+    remark="one or two transformers",
     notes=(
         "image to video with an image encoder: attention to text has keys of its own for the picture",
         "2.2: `transformer` has the noisy steps, `transformer_2` those after `boundary_ratio`",

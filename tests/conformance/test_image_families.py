@@ -1,4 +1,4 @@
-"""What image families have of their own: guidance without some layers, images to begin with."""
+"""What image families have of their own: guidance without some layers, padded texts, pictures to go by."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from diffusers import (
-    ChromaImg2ImgPipeline,
-    PixArtAlphaPipeline,
-    QwenImageImg2ImgPipeline,
-    StableDiffusion3Img2ImgPipeline,
-    ZImageImg2ImgPipeline,
-)
 from PIL import Image
 
 import accel
@@ -25,10 +18,6 @@ from tests.tiny_pipelines import TINY
 
 def last(session: Any) -> dict[str, Any]:
     return session.summary().to_dict()["runs"][-1]
-
-
-def picture(height: int, width: int) -> torch.Tensor:
-    return torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("name", ["delta", "adaspa", "int8"])
@@ -119,32 +108,3 @@ def test_linear_attention_refuses_what_works_on_softmax_attention(settings: dict
     assert said.startswith(f"{name} works on ") and said.endswith("cache='delta' or cache='tdc' does without")
     assert "that of Sana is linear attention; " in said and "\n" not in said
     assert snapshot(pipe) == before
-
-
-OTHERS = {
-    "sd35": StableDiffusion3Img2ImgPipeline,
-    "qwenimage": QwenImageImg2ImgPipeline,
-    "pixart": PixArtAlphaPipeline,
-    "chroma": ChromaImg2ImgPipeline,
-    "z_image": ZImageImg2ImgPipeline,
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_other_pipeline_of_a_family(name: str) -> None:
-    """Image to image, but of PixArt."""
-    case = TINY[name]
-    base = case.build()
-    pipe = OTHERS[name](**base.components)
-    pipe.set_progress_bar_config(disable=True)
-    vars(pipe).update({key: value for key, value in vars(base).items() if key.startswith("prompt_template")})
-    image = {"image": picture(case.call["height"], case.call["width"]), "strength": 0.75}
-    call, steps = ({}, 8) if name == "pixart" else (image, 6)
-    plain = case.run(pipe, **call)
-    with accel.enable(pipe, **METHODS["delta"].active) as session:
-        accelerated = case.run(pipe, **call)
-        assert torch.equal(case.run(pipe, **call), accelerated)
-    run = last(session)
-    assert (run["state"], run["steps"], run["planned_steps"]) == ("finished", steps, steps)
-    assert METHODS["delta"].acted(run["methods"]["delta"])
-    assert torch.equal(case.run(pipe, **call), plain)

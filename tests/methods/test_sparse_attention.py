@@ -330,6 +330,11 @@ def test_published_values_fill_what_is_not_given() -> None:
     assert video.search_steps is None
     assert PISAConfig(router="search").resolved(families()["flux"]).search_steps == (0.25, 0.6)
     assert (image.density, image.router, image.dense_layers, image.dense_steps) == (0.5, "covariance", 4, 0.0)
+    # 3.5 medium has a density of its own, and nothing else was published for it.
+    medium = PISAConfig().resolved(families()["sd3"])
+    assert (medium.density, medium.router, medium.dense_layers, medium.dense_steps) == (0.3, "covariance", 4, 0.0)
+    hunyuan = PISAConfig().resolved(families()["hunyuan_video"])
+    assert (hunyuan.density, hunyuan.dense_layers, hunyuan.dense_steps) == (0.125, 1, 0.2)
     ada = AdaSpaConfig().resolved(families()["wan"])
     assert (ada.density, ada.search_steps, ada.recall, ada.tail) == (0.2, (0.2, 0.6), 0.8, "none")
 

@@ -16,6 +16,7 @@ from accel.pipelines.facts import Family
 from accel.pipelines.families import families
 from accel.pipelines.sites import BlockSite, PipelineFacts, inspect_pipeline
 from tests.conformance.cases import FAMILIES
+from tests.tiny_pipelines import KIN, TINY
 
 
 @cache
@@ -83,6 +84,12 @@ def test_names_exist_in_diffusers(family: Family) -> None:
     for guidance in family.pipelines.values():
         assert {branch.removeprefix("pred_") for branch in guidance.order} == {"cond", "uncond"}
     assert all(hasattr(diffusers.guiders, name) for name in family.guiders)
+
+
+def test_every_pipeline_of_the_facts_is_built_by_a_tiny_case() -> None:
+    """One that is listed and nowhere run would be listed on faith."""
+    built = {type(case.build()).__name__ for case in (*TINY.values(), *KIN.values())}
+    assert {name for family in families().values() for name in family.pipelines} <= built
 
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)

@@ -1,5 +1,5 @@
 """Tiny Cosmos pipelines: 3 x 12 x 16 = 576 tokens from 5 frames of 48 x 64 pixels, as Wan's, in version 2; in version 1
-2 x 16 x 16 = 512 from as many frames of 128 x 128.
+2 x 16 x 16 = 512 from as many frames of 128 x 128, and a picture of version 2 24 x 24 = 576 from 96 x 96.
 
 Without the channel that marks padded pixels, which diffusers makes with torchvision.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLCosmos,
+    Cosmos2TextToImagePipeline,
     Cosmos2VideoToWorldPipeline,
     CosmosTextToWorldPipeline,
     CosmosTransformer3DModel,
@@ -22,7 +23,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
 from tests.tiny import text
-from tests.tiny.calls import GUIDED_VIDEO, STEPS, noise
+from tests.tiny.calls import GUIDED_VIDEO, PROMPTED, STEPS, noise
 from tests.tiny.video import HEAD_SIZE, HEADS, TEXT_WIDTH, WAN_CHANNELS, wan_parts
 from tests.tiny.weights import tiny
 
@@ -89,6 +90,15 @@ def cosmos2_v2w() -> Cosmos2VideoToWorldPipeline:
     return Cosmos2VideoToWorldPipeline(**parts, transformer=transformer, safety_checker=Unguarded())
 
 
+@_calm
+@tiny
+def cosmos2_t2i() -> Cosmos2TextToImagePipeline:
+    """A picture as a film of one frame, with one timestep for all tokens."""
+    parts = wan_parts(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True))
+    transformer = _transformer(WAN_CHANNELS, in_channels=WAN_CHANNELS, extra_pos_embed_type=None)
+    return Cosmos2TextToImagePipeline(**parts, transformer=transformer, safety_checker=Unguarded())
+
+
 def _first(in_channels: int) -> dict[str, Any]:
     tokenizer = text.t5_tokenizer()
     vae = AutoencoderKLCosmos(
@@ -149,5 +159,12 @@ _CALL = {**GUIDED_VIDEO, "height": 128, "width": 128}
 
 KIN: tuple[dict[str, Any], ...] = (
     {**_FIRST, "name": "cosmos", "build": cosmos, "call": _CALL},
+    {
+        **_SHARED,
+        "name": "cosmos2_t2i",
+        "build": cosmos2_t2i,
+        "call": {**PROMPTED, "negative_prompt": "blurred", "guidance_scale": 5.0, "height": 96, "width": 96},
+        "tokens": 576,
+    },
     {**_FIRST, "name": "cosmos_v2w", "build": cosmos_v2w, "call": {**_CALL, "image": noise(1, 3, 128, 128)}},
 )

@@ -1,4 +1,4 @@
-"""Tiny image pipelines: FLUX (plain and with a ControlNet), DiT, Stable Diffusion 3.
+"""Tiny image pipelines: FLUX (plain, with a ControlNet, a picture in channels of its own), DiT, Stable Diffusion 3.
 
 Their autoencoders do not compress, so few pixels make enough tokens. Every builder takes `seed`, default 0.
 """
@@ -15,9 +15,13 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     FluxControlNetModel,
     FluxControlNetPipeline,
+    FluxControlPipeline,
+    FluxFillPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
+    StableDiffusion3ControlNetPipeline,
     StableDiffusion3Pipeline,
 )
 
@@ -55,7 +59,7 @@ def _autoencoder() -> AutoencoderKL:
     )
 
 
-def _flux_parts() -> dict[str, Any]:
+def _flux_parts(**shape: Any) -> dict[str, Any]:
     tokenizer, tokenizer_2 = text.clip_tokenizer(), text.t5_tokenizer()
     return {
         "tokenizer": tokenizer,
@@ -63,7 +67,7 @@ def _flux_parts() -> dict[str, Any]:
         "tokenizer_2": tokenizer_2,
         "text_encoder_2": text.t5_encoder(tokenizer_2, TEXT_WIDTH),
         "vae": _autoencoder(),
-        "transformer": FluxTransformer2DModel(**FLUX_SHAPE, num_layers=3, num_single_layers=3),
+        "transformer": FluxTransformer2DModel(**{**FLUX_SHAPE, **shape}, num_layers=3, num_single_layers=3),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
     }
 
@@ -84,6 +88,18 @@ def flux_controlnet() -> FluxControlNetPipeline:
 
 
 @tiny
+def flux_control() -> FluxControlPipeline:
+    """The picture to go by in channels beside those of the image."""
+    return FluxControlPipeline(**_flux_parts(in_channels=8 * CHANNELS, out_channels=4 * CHANNELS))
+
+
+@tiny
+def flux_fill() -> FluxFillPipeline:
+    """The picture with its hole in channels beside those of the image, and the hole in four more."""
+    return FluxFillPipeline(**_flux_parts(in_channels=8 * CHANNELS + 4, out_channels=4 * CHANNELS))
+
+
+@tiny
 def dit() -> DiTPipeline:
     """Class labels, batched guidance in the order [cond, null], no text, always decoded."""
     transformer = DiTTransformer2DModel(
@@ -101,41 +117,51 @@ def dit() -> DiTPipeline:
     return DiTPipeline(transformer=transformer, vae=_autoencoder(), scheduler=scheduler)
 
 
-def _sd3(scheduler: Any, **shape: Any) -> StableDiffusion3Pipeline:
+_SD3_SHAPE: dict[str, Any] = {
+    "sample_size": IMAGE_SIZE,
+    "patch_size": 2,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_attention_heads": HEADS,
+    "attention_head_dim": HEAD_SIZE,
+    "joint_attention_dim": 2 * TEXT_WIDTH,
+    "caption_projection_dim": HEADS * HEAD_SIZE,
+    "pooled_projection_dim": 2 * TEXT_WIDTH,
+}
+
+
+def _sd3_parts(scheduler: Any, **shape: Any) -> dict[str, Any]:
     tokenizer, tokenizer_3 = text.clip_tokenizer(max_length=16), text.t5_tokenizer()
-    transformer = SD3Transformer2DModel(
-        sample_size=IMAGE_SIZE,
-        patch_size=2,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_layers=4,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_SIZE,
-        joint_attention_dim=2 * TEXT_WIDTH,
-        caption_projection_dim=HEADS * HEAD_SIZE,
-        pooled_projection_dim=2 * TEXT_WIDTH,
-        **shape,
-    )
-    return StableDiffusion3Pipeline(
-        tokenizer=tokenizer,
-        text_encoder=text.projected_clip_encoder(tokenizer, TEXT_WIDTH),
-        tokenizer_2=tokenizer,
-        text_encoder_2=text.projected_clip_encoder(tokenizer, TEXT_WIDTH),
-        tokenizer_3=tokenizer_3,
-        text_encoder_3=text.t5_encoder(tokenizer_3, 2 * TEXT_WIDTH),
-        vae=_autoencoder(),
-        transformer=transformer,
-        scheduler=scheduler,
-    )
+    transformer = SD3Transformer2DModel(**_SD3_SHAPE, num_layers=4, **shape)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": text.projected_clip_encoder(tokenizer, TEXT_WIDTH),
+        "tokenizer_2": tokenizer,
+        "text_encoder_2": text.projected_clip_encoder(tokenizer, TEXT_WIDTH),
+        "tokenizer_3": tokenizer_3,
+        "text_encoder_3": text.t5_encoder(tokenizer_3, 2 * TEXT_WIDTH),
+        "vae": _autoencoder(),
+        "transformer": transformer,
+        "scheduler": scheduler,
+    }
 
 
 @tiny
 def sd3_heun() -> StableDiffusion3Pipeline:
     """Batched guidance, image first, and a scheduler that calls twice in every step but the last."""
-    return _sd3(FlowMatchHeunDiscreteScheduler())
+    return StableDiffusion3Pipeline(**_sd3_parts(FlowMatchHeunDiscreteScheduler()))
 
 
 @tiny
 def sd35() -> StableDiffusion3Pipeline:
     """As 3.5 medium: normalized queries and keys, and a second attention, to the image alone, in the first blocks."""
-    return _sd3(FlowMatchEulerDiscreteScheduler(), qk_norm="rms_norm", dual_attention_layers=(0, 1))
+    return StableDiffusion3Pipeline(
+        **_sd3_parts(FlowMatchEulerDiscreteScheduler(), qk_norm="rms_norm", dual_attention_layers=(0, 1))
+    )
+
+
+@tiny
+def sd3_controlnet() -> StableDiffusion3ControlNetPipeline:
+    """Stable Diffusion 3 with the residuals of a ControlNet added after the blocks."""
+    controlnet = SD3ControlNetModel(**_SD3_SHAPE, num_layers=2)
+    return StableDiffusion3ControlNetPipeline(**_sd3_parts(FlowMatchEulerDiscreteScheduler()), controlnet=controlnet)

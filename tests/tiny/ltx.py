@@ -5,6 +5,7 @@ from typing import Any
 from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
@@ -19,7 +20,7 @@ TEXT_WIDTH = 32
 CHANNELS = 8
 
 
-def _parts() -> dict[str, Any]:
+def _parts(scheduler: Any = None) -> dict[str, Any]:
     tokenizer = text.t5_tokenizer()
     transformer = LTXVideoTransformer3DModel(
         in_channels=CHANNELS,
@@ -46,7 +47,7 @@ def _parts() -> dict[str, Any]:
         "text_encoder": text.t5_encoder(tokenizer, TEXT_WIDTH),
         "vae": vae,
         "transformer": transformer,
-        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "scheduler": scheduler or FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     }
 
 
@@ -62,6 +63,12 @@ def ltx_i2v() -> LTXImageToVideoPipeline:
     return LTXImageToVideoPipeline(**_parts())
 
 
+@tiny
+def ltx_condition() -> LTXConditionPipeline:
+    """Pictures at any frame, whose tokens stand before those of the video; every token tells its coordinates."""
+    return LTXConditionPipeline(**_parts(FlowMatchEulerDiscreteScheduler()))
+
+
 _SHARED: dict[str, Any] = {
     "family": "ltx",
     "stacks": ("transformer_blocks",),
@@ -74,4 +81,14 @@ _CALL = {**GUIDED_VIDEO, "height": 64, "width": 64, "guidance_scale": 3.0}
 CASES: tuple[dict[str, Any], ...] = (
     {**_SHARED, "name": "ltx", "build": ltx, "call": _CALL},
     {**_SHARED, "name": "ltx_i2v", "build": ltx_i2v, "call": {**_CALL, "image": noise(1, 3, 64, 64)}},
+)
+
+KIN: tuple[dict[str, Any], ...] = (
+    {
+        **_SHARED,
+        "name": "ltx_condition",
+        "build": ltx_condition,
+        "call": {**_CALL, "image": noise(1, 3, 64, 64), "frame_index": 4},
+        "references": 256,
+    },
 )
