@@ -35,6 +35,11 @@ def use(form: Form) -> Iterator[None]:
         _forced.reset(token)
 
 
+def made_for(device: torch.device) -> Form:
+    """The form that runs on a device where none is forced."""
+    return "triton" if device.type in _TRITON_DEVICES else "cpu" if device.type == "cpu" else "reference"
+
+
 def select(tensor: torch.Tensor) -> Form:
     """The form that runs on `tensor`: the forced one if there is one, else the one made for its device.
 
@@ -42,16 +47,16 @@ def select(tensor: torch.Tensor) -> Form:
         ValueError: the forced form cannot run on the tensor's device.
     """
     device = tensor.device.type
-    made_for: Form = "triton" if device in _TRITON_DEVICES else "cpu" if device == "cpu" else "reference"
+    usual = made_for(tensor.device)
     forced = _forced.get()
     if forced is None:
-        return made_for
-    if forced in (made_for, "reference"):
+        return usual
+    if forced in (usual, "reference"):
         return forced
     if forced == "cpu":
-        raise ValueError(f"the cpu form cannot run on a {device} tensor: move it to the CPU or use({made_for!r})")
+        raise ValueError(f"the cpu form cannot run on a {device} tensor: move it to the CPU or use({usual!r})")
     if device != "cpu":
-        raise ValueError(f"the triton form cannot run on a {device} tensor: use({made_for!r})")
+        raise ValueError(f"the triton form cannot run on a {device} tensor: use({usual!r})")
     if not _interpreting():
         raise ValueError(
             "the triton form cannot run on a cpu tensor: use('cpu') or set TRITON_INTERPRET=1 before the program starts"
