@@ -27,7 +27,7 @@ def has_integer_product() -> bool:
     float32. Tried, since what oneDNN may use can be limited (`ONEDNN_MAX_CPU_ISA`) without torch's knowing of it."""
     if not torch.backends.mkldnn.is_available():
         return False
-    rows = torch.full((64, 256), 127, dtype=torch.int8)
+    rows = torch.full((64, 256), 127, dtype=torch.int8, device="cpu")
     rows[1::2] = -127
     return torch.equal(torch._int_mm(rows, rows.t()).double(), rows.double() @ rows.t().double())
 

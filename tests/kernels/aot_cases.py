@@ -43,6 +43,16 @@ def compute(name: str, output: torch.Tensor, input: torch.Tensor, previous: torc
     )
 
 
+def statistics_alone(name: str, hidden: torch.Tensor) -> Case:
+    kernel = "_compute_delta"
+    return Case(
+        f"delta_statistics-{name}",
+        lambda arch: delta.delta_statistics(hidden, hidden),
+        requires={kernel: (WIDE_LOAD,)},
+        forbids={kernel: (NARROW_LOAD, r"st\.global[\w.:]*\.(b16|v[248]\.)")},
+    )
+
+
 def apply(name: str, input: torch.Tensor, change: torch.Tensor, slope: torch.Tensor | None = None) -> Case:
     kernel = "_apply_delta"
     return Case(
@@ -303,6 +313,7 @@ CASES = [
     compute("f32-previous", meta(F32, *USUAL), meta(F32, *USUAL), meta(F32, *USUAL)),
     compute("f16-strided-previous", without_text(F16), without_text(F16), meta(F16, *USUAL)),
     compute("bf16-huge", meta(BF16, *HUGE), meta(BF16, *HUGE)),
+    statistics_alone("bf16", meta(BF16, *USUAL)),
     apply("bf16", meta(BF16, *USUAL), meta(BF16, *USUAL)),
     apply("bf16-to-f32-strided", without_text(F32), meta(BF16, *USUAL)),
     apply("f16-huge", meta(F16, *HUGE), meta(F16, *HUGE)),
