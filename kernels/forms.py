@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
@@ -12,6 +12,7 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 Form = Literal["triton", "cpu", "reference"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -96,6 +97,20 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
     if tensor.device.type not in _TRITON_DEVICES:
         return nullcontext()
     return torch.accelerator.device_index(tensor.device.index)
+
+
+def by_architecture(table: Mapping[int, V]) -> V:
+    """The entry for the GPU that Triton compiles for: that of the largest compute capability that is not above its own.
+
+    Where there is none, as in the interpreter and on GPUs that have no such number, that of the smallest.
+    """
+    capability = 0
+    if not _interpreting():
+        from triton.runtime.driver import driver
+
+        found = driver.active.get_current_target().arch
+        capability = found if isinstance(found, int) else 0
+    return table[max((known for known in table if known <= capability), default=min(table))]
 
 
 def _interpreting() -> bool:

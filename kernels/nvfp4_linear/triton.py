@@ -7,21 +7,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from accel.kernels.forms import on_device
-from accel.kernels.int8.triton import TOGETHER, tile_of_program
+from accel.kernels.int8.tiles import tile_for
+from accel.kernels.int8.triton import tile_of_program
 from accel.kernels.nvfp4.layout import swizzle_scales
 from accel.kernels.nvfp4.reference import GROUP
 from accel.kernels.nvfp4.triton import dense, quantize_nvfp4, unscaled
 from accel.kernels.nvfp4_linear import NATIVE
 from accel.kernels.nvfp4_linear.reference import largest_scale
-
-# Rows, outputs and channels of a tile: where the tensor cores decode (multiples of 128, 128 and 64, which a tile of
-# scales has), and where the kernel does.
-NATIVE_TILE = (128, 128, 256)
-TILE = (128, 128, 64)
-# Float32 takes twice the room.
-WIDE_TILE = (64, 64, 32)
-WARPS = 8
-STAGES = 3
 
 
 @triton.jit
@@ -84,9 +76,9 @@ def nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: 
     x = x if channels == 0 or x.stride(1) == 1 else x.contiguous()
     codes, bytes_ = dense(codes, scales)
     half = x.dtype in (torch.float16, torch.bfloat16)
-    tile_rows, tile_outputs, tile_channels = TILE if half else WIDE_TILE
-    grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(outputs, tile_outputs),)
     with on_device(x):
+        tile = tile_for("nvfp4 weight" if half else "nvfp4 weight in float32")
+        grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)
         _nvfp4_weight_linear[grid](
             x,
             codes,
@@ -102,14 +94,9 @@ def nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: 
             bytes_.stride(0),
             HAS_BIAS=bias is not None,
             DTYPE={torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(x.dtype, tl.float32),
-            ROWS=tile_rows,
-            OUTPUTS=tile_outputs,
-            CHANNELS=tile_channels,
             GROUP=GROUP,
-            TOGETHER=TOGETHER,
-            STAGES=STAGES,
-            num_warps=WARPS,
             enable_fp_fusion=False,
+            **tile.launch(),
         )
     return result
 
@@ -239,9 +226,9 @@ def nvfp4_linear(
         return result
     x_codes, x_bytes = dense(x_codes, x_scales)
     codes, bytes_ = dense(codes, scales)
-    tile_rows, tile_outputs, tile_channels = TILE
-    grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(outputs, tile_outputs),)
     with on_device(x_codes):
+        tile = tile_for("nvfp4")
+        grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)
         _nvfp4_linear[grid](
             x_codes,
             x_bytes,
@@ -259,14 +246,9 @@ def nvfp4_linear(
             codes.stride(0),
             bytes_.stride(0),
             HAS_BIAS=bias is not None,
-            ROWS=tile_rows,
-            OUTPUTS=tile_outputs,
-            CHANNELS=tile_channels,
             GROUP=GROUP,
-            TOGETHER=TOGETHER,
-            STAGES=STAGES,
-            num_warps=WARPS,
             enable_fp_fusion=False,
+            **tile.launch(),
         )
     return result
 
@@ -291,15 +273,15 @@ def _native_product(
     if outputs == 0:
         return result
     x_codes, codes = (matrix if matrix.stride(1) == 1 else matrix.contiguous() for matrix in (x_codes, codes))
-    tile_rows, tile_outputs, tile_channels = NATIVE_TILE
-    grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(outputs, tile_outputs),)
     with on_device(x_codes):
+        tile = tile_for("nvfp4 native")
+        grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)
         _native_nvfp4_linear[grid](
             x_codes,
-            _described(x_tiles, rows, channels, tile_rows, tile_channels),
+            _described(x_tiles, rows, channels, tile.rows, tile.channels),
             x_tensor_scale,
             codes,
-            _described(swizzle_scales(scales), outputs, channels, tile_outputs, tile_channels),
+            _described(swizzle_scales(scales), outputs, channels, tile.outputs, tile.channels),
             tensor_scale,
             tensor_scale if bias is None else bias.contiguous(),
             result,
@@ -309,15 +291,10 @@ def _native_product(
             x_codes.stride(0),
             codes.stride(0),
             HAS_BIAS=bias is not None,
-            EVEN=channels % tile_channels == 0,
-            ROWS=tile_rows,
-            OUTPUTS=tile_outputs,
-            CHANNELS=tile_channels,
+            EVEN=channels % tile.channels == 0,
             GROUP=GROUP,
-            TOGETHER=TOGETHER,
-            STAGES=STAGES,
-            num_warps=WARPS,
             enable_fp_fusion=False,
+            **tile.launch(),
         )
     return result
 

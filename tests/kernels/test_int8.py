@@ -13,6 +13,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from accel.kernels.int8 import int8_linear, quantize_int8, reference
+from accel.kernels.int8.tiles import TILES, Tile
 from accel.kernels.rotation import rotate
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
@@ -38,8 +39,7 @@ def integers(device):
 def small_tiles(monkeypatch):
     """Tiles and pieces so small that tiny tensors have several of them and a ragged last one."""
     triton = pytest.importorskip("accel.kernels.int8.triton")
-    monkeypatch.setattr(triton, "TILE", (16, 16, 32))
-    monkeypatch.setattr(triton, "TOGETHER", 2)
+    monkeypatch.setitem(TILES, "int8", {80: Tile(16, 16, 32, together=2)})
     monkeypatch.setattr(triton, "PIECE", 256)
     cpu = importlib.import_module("accel.kernels.int8.cpu")
     monkeypatch.setattr(cpu, "_ROWS", 16)

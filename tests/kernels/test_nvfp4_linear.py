@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from accel.kernels.forms import use
+from accel.kernels.int8.tiles import TILES, Tile
 from accel.kernels.nvfp4 import dequantize_nvfp4, quantize_nvfp4
 from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear, reference, rounding_nvfp4_linear
 
@@ -37,11 +38,9 @@ def stored(make):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles so small that tiny matrices have several of them and ragged last ones."""
-    triton = pytest.importorskip("accel.kernels.nvfp4_linear.triton")
-    for name in ("TILE", "WIDE_TILE"):
-        monkeypatch.setattr(triton, name, (16, 16, 32))
-    monkeypatch.setattr(triton, "NATIVE_TILE", (128, 128, 64))
-    monkeypatch.setattr(triton, "TOGETHER", 2)
+    for product in TILES:
+        sizes = (128, 128, 64) if product == "nvfp4 native" else (16, 16, 32)
+        monkeypatch.setitem(TILES, product, {80: Tile(*sizes, together=2)})
     monkeypatch.setattr(importlib.import_module("accel.kernels.nvfp4_linear.cpu"), "_PIECE", 200)
 
 
