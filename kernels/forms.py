@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
@@ -12,6 +12,7 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 Form = Literal["triton", "cpu", "reference"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -35,6 +36,11 @@ def use(form: Form) -> Iterator[None]:
         _forced.reset(token)
 
 
+def made_for(device: torch.device) -> Form:
+    """The form that runs on a device where none is forced."""
+    return "triton" if device.type in _TRITON_DEVICES else "cpu" if device.type == "cpu" else "reference"
+
+
 def select(tensor: torch.Tensor) -> Form:
     """The form that runs on `tensor`: the forced one if there is one, else the one made for its device.
 
@@ -42,16 +48,16 @@ def select(tensor: torch.Tensor) -> Form:
         ValueError: the forced form cannot run on the tensor's device.
     """
     device = tensor.device.type
-    made_for: Form = "triton" if device in _TRITON_DEVICES else "cpu" if device == "cpu" else "reference"
+    usual = made_for(tensor.device)
     forced = _forced.get()
     if forced is None:
-        return made_for
-    if forced in (made_for, "reference"):
+        return usual
+    if forced in (usual, "reference"):
         return forced
     if forced == "cpu":
-        raise ValueError(f"the cpu form cannot run on a {device} tensor: move it to the CPU or use({made_for!r})")
+        raise ValueError(f"the cpu form cannot run on a {device} tensor: move it to the CPU or use({usual!r})")
     if device != "cpu":
-        raise ValueError(f"the triton form cannot run on a {device} tensor: use({made_for!r})")
+        raise ValueError(f"the triton form cannot run on a {device} tensor: use({usual!r})")
     if not _interpreting():
         raise ValueError(
             "the triton form cannot run on a cpu tensor: use('cpu') or set TRITON_INTERPRET=1 before the program starts"
@@ -91,6 +97,20 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
     if tensor.device.type not in _TRITON_DEVICES:
         return nullcontext()
     return torch.accelerator.device_index(tensor.device.index)
+
+
+def by_architecture(table: Mapping[int, V]) -> V:
+    """The entry for the GPU that Triton compiles for: that of the largest compute capability that is not above its own.
+
+    Where there is none, as in the interpreter and on GPUs that have no such number, that of the smallest.
+    """
+    capability = 0
+    if not _interpreting():
+        from triton.runtime.driver import driver
+
+        found = driver.active.get_current_target().arch
+        capability = found if isinstance(found, int) else 0
+    return table[max((known for known in table if known <= capability), default=min(table))]
 
 
 def _interpreting() -> bool:

@@ -5,6 +5,7 @@ for INT8 activations the weight is converted for that call alone. The choice is 
 a compiled graph stays one graph whatever is chosen. `multiply` is the one place where a product is picked.
 """
 
+import importlib
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.kernels import checks
-from accel.kernels.forms import without_autocast
+from accel.kernels.forms import made_for, without_autocast
 from accel.kernels.int8 import int8_linear, quantize_int8
+from accel.kernels.int8.cpu import has_integer_product
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8
 from accel.kernels.nvfp4_linear import NATIVE, nvfp4_weight_linear, rounding_nvfp4_linear
 from accel.kernels.rotation import BLOCK, require_rotatable, rotate
@@ -45,6 +47,8 @@ SEEN = (
 )
 # Compute capabilities whose tensor cores lost their integers.
 _WITHOUT_INT8 = (103, 110)
+# Until this version of Triton, sm_100 multiplies integers with the instruction of sm_80, which is slow there.
+_INT8_ON_100 = (3, 9)
 # A rotation makes numbers up to 128 times as large, which float16 might not hold; powers of two are exact.
 _ROTATED = float(BLOCK)
 # Without the mantissa, what is left of a float32 is a power of two.
@@ -118,15 +122,37 @@ def fitting_scale(largest: Tensor) -> Tensor:
 
 def emulation(activation: Activation, weight: str, device: torch.device) -> str | None:
     """In which way a product takes longer on a device than its format lets one expect, or None where it is native."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    arch = 10 * major + minor
-    where = f"sm_{arch}" if arch else device.type
+    arch, where = _architecture(device)
     if activation == "nvfp4" and arch not in NATIVE:
         return f"NVFP4 activations are emulated on {where}: rounded, decoded and then multiplied"
     if activation == "plain":
         return f"{weight.upper()} weights are decoded in each product on {where}: that saves memory and no time"
-    if activation == "int8" and arch in _WITHOUT_INT8:
+    return _without_integers(arch, where, device) if activation == "int8" else None
+
+
+def _architecture(device: torch.device) -> tuple[int, str]:
+    """NVIDIA's compute capability times ten, 0 for all others, and what to call the device's kind."""
+    if device.type != "cuda":
+        return 0, device.type
+    if torch.version.hip is not None:
+        # AMD's are "cuda" too, with numbers that look like compute capabilities: gfx1200 says (12, 0).
+        return 0, torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor, f"sm_{10 * major + minor}"
+
+
+def _without_integers(arch: int, where: str, device: torch.device) -> str | None:
+    if made_for(device) == "reference":
+        return f"INT8 has no fast form on {where}: its products are made in float64"
+    if device.type == "cpu" and not has_integer_product():
+        return "INT8 has no fast instructions on this CPU: its products are made of float32 ones"
+    if arch in _WITHOUT_INT8:
         return f"INT8 has no fast instructions on {where}"
+    if arch == 100:
+        version = importlib.import_module("triton").__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < _INT8_ON_100:
+            first = ".".join(map(str, _INT8_ON_100))
+            return f"INT8 has no fast instructions on {where} with Triton {version}: it has with {first}"
     return None
 
 

@@ -2,10 +2,11 @@
 
 6Bit-Diffusion (arXiv 2603.18742, section 4.1): how much a block changes its input tells how sensitive it is, and that
 changes slowly from step to step. So with a calibration, what it did at the step before decides; without one, the errors
-that the layers had at the first step of the run. Both have long arrived on the host then, and all is decided once a
-step, on the guidance branch that comes first. Beside a cache of block changes, what goes into the cache is purified
-(section 4.3): inputs with outliers are not quantized in a block whose change a cache means to keep, and
-a block that is computed after it was skipped gets the finer format.
+that the layers had at the first step of the run. All is decided once a step, on the guidance branch that comes first.
+Where the other branches are calls of their own, what it needs has arrived on the host during them; with batched
+guidance it waits for the step before, once a step. Beside a cache of block changes, what goes into the cache is
+purified (section 4.3): inputs with outliers are not quantized in a block whose change a cache means to keep, and a
+block that is computed after it was skipped gets the finer format.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from pydantic import Field
 
 from accel.errors import AccelError
-from accel.kernels.delta import compute_delta
+from accel.kernels.delta import delta_statistics
 from accel.kernels.quantized_linear import Activation
 from accel.methods.activation_scales import CALIBRATE
 from accel.methods.arriving import Arriving, summed
@@ -288,7 +289,7 @@ class MixedPrecision(Sparing):
         outputs: tuple[torch.Tensor, ...],
         layers: list[Layer],
     ) -> None:
-        statistics = [compute_delta(after, before)[1] for after, before in zip(outputs, inputs, strict=True)]
+        statistics = [delta_statistics(after, before) for after, before in zip(outputs, inputs, strict=True)]
         # The streams of a block may lie on several devices.
         total = torch.stack([each.to(statistics[0].device) for each in statistics]).sum(0)
         self._state.arriving.add(("change", [site.index, step]), total, self._state.ranks)
@@ -305,7 +306,7 @@ class MixedPrecision(Sparing):
 
 
 def _change(statistics: list[float]) -> float:
-    """Gamma from the statistics of `compute_delta`; NaN where it is not known."""
+    """Gamma from what `delta_statistics` gives; NaN where it is not known."""
     squared, of_input, *_ = statistics
     return math.sqrt(squared / of_input) if of_input > 0 and squared >= 0 else math.nan
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel.kernels.delta import apply_delta, compute_delta, update_delta
+from accel.kernels.delta import apply_delta, compute_delta, delta_statistics, update_delta
 from accel.kernels.forms import use
 from bench.gpu_suite.problems import results_of
 from bench.kernels.cases import Place, Tensors, Trial, Variant, Work, by_reference
@@ -30,6 +30,13 @@ def compute_deltas(size: Size, place: Place) -> list[Variant]:
         _variant("first capture", compute_delta, plain, 2, 1, size, place),
         _variant("beside the last", compute_delta, beside, 3, 1, size, place),
     ]
+
+
+def statistics_of_deltas(size: Size, place: Place) -> list[Variant]:
+    def plain(output: Tensor, hidden: Tensor) -> Tensor:
+        return _sums(output - hidden, hidden, None)
+
+    return [_variant("nothing kept", delta_statistics, plain, 2, 0, size, place)]
 
 
 def update_deltas(size: Size, place: Place) -> list[Variant]:
@@ -113,6 +120,7 @@ def _sums(delta: Tensor, hidden: Tensor, predicted: Tensor | None) -> Tensor:
 
 VARIANTS = {
     "delta.compute_delta": compute_deltas,
+    "delta.delta_statistics": statistics_of_deltas,
     "delta.update_delta": update_deltas,
     "delta.apply_delta": apply_deltas,
 }

@@ -7,8 +7,8 @@ tokens and more; smaller blocks take the same warps with tiles as wide as their 
 from dataclasses import dataclass, replace
 
 import torch
-from triton import knobs
-from triton.runtime.driver import driver
+
+from accel.kernels.forms import by_architecture
 
 # The head sizes that a kernel computes with; a head is padded to the next one.
 HEADS = (64, 128)
@@ -60,19 +60,10 @@ FLOAT32: dict[int, dict[int, Tile]] = {
 def tile_for(dtype: torch.dtype, head_size: int, block_size: int) -> tuple[int, Tile]:
     """The head that a kernel computes with, and the tile for the current device."""
     head = next(head for head in HEADS if head >= head_size)
-    nearest = max((known for known in TILES if known <= _capability()), default=min(TILES))
     if dtype == torch.float32:
         tile = FLOAT32[head][max(block_size, 64)]
     else:
-        tile = TILES[nearest][head]
+        tile = by_architecture(TILES)[head]
         # A block of 128 rows holds twice the accumulators.
         tile = replace(tile, warps=tile.warps * 2) if block_size > 64 else tile
     return head, replace(tile, columns=min(tile.columns, block_size))
-
-
-def _capability() -> int:
-    """The compute capability that Triton compiles for; 0 in the interpreter and on what has none."""
-    if knobs.runtime.interpret:
-        return 0
-    architecture = driver.active.get_current_target().arch
-    return architecture if isinstance(architecture, int) else 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from accel.kernels import checks
 from accel.kernels.forms import implementation
 
-__all__ = ["apply_delta", "compute_delta", "update_delta"]
+__all__ = ["apply_delta", "compute_delta", "delta_statistics", "update_delta"]
 
 
 def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -45,6 +45,28 @@ def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None = None)
     checks.require_same_place("compute_delta", **named)
     checks.require_same_dtype("compute_delta", **named)
     return _compute_delta(output, input, previous)
+
+
+def delta_statistics(output: Tensor, input: Tensor) -> Tensor:
+    """The statistics of `compute_delta` alone, for who does not keep the delta: nothing as large as it is made.
+
+    For inference: no gradient is defined.
+
+    Args:
+        output, input: as of `compute_delta`; on a CPU one that is not contiguous is copied.
+
+    Returns:
+        float32 (6,), on their device: what `compute_delta` gives without an earlier delta.
+
+    Raises:
+        ValueError: shapes or devices differ, or the forced form cannot run on the device.
+        TypeError: dtypes differ or are not among the four.
+    """
+    named = {"output": output, "input": input}
+    checks.require_floats("delta_statistics", **named)
+    checks.require_same_place("delta_statistics", **named)
+    checks.require_same_dtype("delta_statistics", **named)
+    return _delta_statistics(output, input)
 
 
 def update_delta(
@@ -116,6 +138,16 @@ def _compute_delta(output: Tensor, input: Tensor, previous: Tensor | None = None
 def _(output: Tensor, input: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
     delta = torch.empty_like(output, memory_format=torch.contiguous_format)
     return delta, output.new_empty(6, dtype=torch.float32)
+
+
+@torch.library.custom_op("accel::delta_statistics", mutates_args=())
+def _delta_statistics(output: Tensor, input: Tensor) -> Tensor:
+    return implementation(__name__, output).delta_statistics(output, input)
+
+
+@_delta_statistics.register_fake
+def _(output: Tensor, input: Tensor) -> Tensor:
+    return output.new_empty(6, dtype=torch.float32)
 
 
 @torch.library.custom_op("accel::update_delta", mutates_args=())

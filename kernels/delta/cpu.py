@@ -11,12 +11,28 @@ from torch import Tensor
 _PIECE = 1 << 20
 # Elements in one row of a sum. Rows are summed one by one and then together, which keeps float32 accurate.
 _ROW = 1024
+# The place of the statistic that is a maximum.
+_LARGEST = 3
 
 
 def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
     # torch computes half types in float32 and rounds once, so this is already what the reference does.
     delta = torch.sub(output, input, out=_result_like(output))
     return delta, _statistics(delta, input, previous, previous)
+
+
+def delta_statistics(output: Tensor, input: Tensor) -> Tensor:
+    after, before = output.reshape(-1), input.reshape(-1)
+    scratch = after.new_empty(min(_PIECE, after.numel()))
+    parts = []
+    for start in range(0, max(after.numel(), 1), _PIECE):
+        piece = before[start : start + _PIECE]
+        delta = torch.sub(after[start : start + _PIECE], piece, out=scratch[: piece.numel()])
+        parts.append(_statistics(delta, piece, None, None))
+    each = torch.stack(parts)
+    total = each.sum(0)
+    total[_LARGEST] = each[:, _LARGEST].amax()
+    return total
 
 
 def update_delta(

@@ -11,6 +11,10 @@ def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tup
     return delta, statistics(delta.to(wide), input.to(wide), stored, stored).float()
 
 
+def delta_statistics(output: Tensor, input: Tensor) -> Tensor:
+    return compute_delta(output, input, None)[1]
+
+
 def update_delta(
     output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int
 ) -> tuple[Tensor, Tensor, Tensor]:

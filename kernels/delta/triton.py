@@ -42,6 +42,7 @@ def _compute_delta(
     gap,
     blocks_per_row,
     blocks,
+    KEEPS: tl.constexpr,
     HAS_PREVIOUS: tl.constexpr,
     HAS_SLOPE: tl.constexpr,
     MAKES_SLOPE: tl.constexpr,
@@ -62,7 +63,8 @@ def _compute_delta(
         before = tl.load(input + row * input_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
         after = tl.load(output + row * output_stride + column + lanes, mask=inside, other=0.0).to(WIDE)
         rounded = (after - before).to(delta.dtype.element_ty)
-        tl.store(delta + row * columns + column + lanes, rounded, mask=inside)
+        if KEEPS:
+            tl.store(delta + row * columns + column + lanes, rounded, mask=inside)
 
         exact = rounded.to(WIDE)
         value = exact.to(tl.float32)
@@ -145,29 +147,42 @@ def _apply_delta(
 
 
 def compute_delta(output: Tensor, input: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-    delta, _, stats = _compute(output, input, previous, None, None, output.dtype)
-    return delta, stats
+    delta = _like(output, output.dtype)
+    return delta, _compute(output, input, previous, None, None, delta, None)
+
+
+def delta_statistics(output: Tensor, input: Tensor) -> Tensor:
+    return _compute(output, input, None, None, None, None, None)
 
 
 def update_delta(
     output: Tensor, input: Tensor, delta: Tensor, slope: Tensor | None, gap: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    new, new_slope, stats = _compute(output, input, delta, slope, gap, delta.dtype)
-    assert new_slope is not None
-    return new, new_slope, stats
+    new, new_slope = _like(output, delta.dtype), _like(output, delta.dtype)
+    return new, new_slope, _compute(output, input, delta, slope, gap, new, new_slope)
+
+
+def _like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _compute(
-    output: Tensor, input: Tensor, previous: Tensor | None, slope: Tensor | None, gap: int | None, held: torch.dtype
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    delta = torch.empty_like(output, dtype=held, memory_format=torch.contiguous_format)
-    new_slope = None if gap is None else torch.empty_like(delta)
-    if delta.numel() == 0:
-        return delta, new_slope, torch.zeros(6, dtype=torch.float32, device=output.device)
+    output: Tensor,
+    input: Tensor,
+    previous: Tensor | None,
+    slope: Tensor | None,
+    gap: int | None,
+    delta: Tensor | None,
+    new_slope: Tensor | None,
+) -> Tensor:
+    """Fills the delta and the slope, where they are to be kept, and gives the statistics."""
+    if output.numel() == 0:
+        return torch.zeros(6, dtype=torch.float32, device=output.device)
     # Kernels take a tensor at every place; one that is not there is never read or written.
     after, before, stored, sloped = _as_rows(
         output, input, input if previous is None else previous, input if slope is None else slope
     )
+    made = after if delta is None else delta
     rows, columns = after.shape
     blocks_per_row = triton.cdiv(columns, BLOCK)
     blocks = rows * blocks_per_row
@@ -180,8 +195,8 @@ def _compute(
             before,
             stored,
             sloped,
-            delta,
-            delta if new_slope is None else new_slope,
+            made,
+            made if new_slope is None else new_slope,
             partials,
             columns,
             after.stride(0),
@@ -191,10 +206,11 @@ def _compute(
             float(gap or 1),
             blocks_per_row,
             blocks,
+            KEEPS=delta is not None,
             HAS_PREVIOUS=previous is not None,
             HAS_SLOPE=slope is not None,
             MAKES_SLOPE=gap is not None,
-            WIDE=_WIDE[torch.promote_types(output.dtype, held)],
+            WIDE=_WIDE[torch.promote_types(output.dtype, made.dtype)],
             BLOCK=BLOCK,
             num_warps=WARPS,
             enable_fp_fusion=False,
@@ -207,7 +223,7 @@ def _compute(
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
-    return delta, new_slope, stats
+    return stats
 
 
 def apply_delta(input: Tensor, delta: Tensor, slope: Tensor | None, distance: float) -> Tensor:

@@ -1,4 +1,10 @@
-"""INT8 on a CPU: pieces that stay in the cache between torch's integer product and its scaling."""
+"""INT8 on a CPU: pieces that stay in the cache between torch's integer product and its scaling.
+
+On x86 that product is exact only where the CPU has VNNI: without it, oneDNN adds pairs of products in 16 bits, which
+saturate. The product is tried once for that, and made of float32 products where it fails.
+"""
+
+import functools
 
 import torch
 from torch import Tensor
@@ -11,6 +17,19 @@ from accel.kernels.rotation.cpu import pieces, rotated_blocks, turned_back
 _PIECE = 1 << 18
 # Rows of a piece of the product: more make the product faster, fewer its scaling.
 _ROWS = 512
+# So many products of two int8 add up to at most 2²⁴, up to where float32 holds every integer.
+_EXACT_CHANNELS = 1024
+
+
+@functools.cache
+def has_integer_product() -> bool:
+    """Whether torch's product of integers is exact on this CPU, and made by oneDNN: its own loops are slower than
+    float32. Tried, since what oneDNN may use can be limited (`ONEDNN_MAX_CPU_ISA`) without torch's knowing of it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    rows = torch.full((64, 256), 127, dtype=torch.int8, device="cpu")
+    rows[1::2] = -127
+    return torch.equal(torch._int_mm(rows, rows.t()).double(), rows.double() @ rows.t().double())
 
 
 def quantize_int8(x: Tensor, rotate: bool) -> tuple[Tensor, Tensor]:
@@ -47,7 +66,7 @@ def int8_linear(
     for start in range(0, rows, _ROWS):
         piece = slice(start, min(start + _ROWS, rows))
         count = piece.stop - start
-        torch._int_mm(x[piece], weight.t(), out=sums[:count])
+        _multiply(x[piece], weight, sums[:count])
         into = result[piece] if dtype == torch.float32 else scaled[:count]
         torch.mul(sums[:count], x_scale[piece, None], out=into).mul_(weight_scale)
         if added is not None:
@@ -55,3 +74,15 @@ def int8_linear(
         if dtype != torch.float32:
             result[piece] = into
     return result
+
+
+def _multiply(x: Tensor, weight: Tensor, into: Tensor) -> None:
+    """x weightᵀ into a matrix in int32, exactly."""
+    if has_integer_product():
+        torch._int_mm(x, weight.t(), out=into)
+        return
+    into.zero_()
+    products = torch.empty(into.shape, dtype=torch.float32)
+    for first in range(0, x.shape[1], _EXACT_CHANNELS):
+        run = slice(first, first + _EXACT_CHANNELS)
+        into += torch.mm(x[:, run].float(), weight[:, run].float().t(), out=products).int()

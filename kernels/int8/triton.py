@@ -7,16 +7,12 @@ from torch import Tensor
 
 from accel.kernels.forms import on_device
 from accel.kernels.int8.reference import LARGEST, SMALLEST
+from accel.kernels.int8.tiles import tile_for
 from accel.kernels.rotation.reference import BLOCK
 from accel.kernels.rotation.triton import rotated
 
 # Channels that a program holds at once; a longer row is read twice.
 PIECE = 8192
-# The tile of the product: rows, outputs, channels; and how many tiles of rows share their weights in the cache.
-TILE = (128, 128, 64)
-TOGETHER = 8
-WARPS = 8
-STAGES = 3
 
 
 @triton.jit
@@ -183,9 +179,9 @@ def int8_linear(
     if result.numel() == 0:
         return result
     x, weight = (matrix if channels == 0 or matrix.stride(1) == 1 else matrix.contiguous() for matrix in (x, weight))
-    tile_rows, tile_outputs, tile_channels = TILE
-    grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(outputs, tile_outputs),)
     with on_device(x):
+        tile = tile_for("int8")
+        grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)
         _int8_linear[grid](
             x,
             x_scale.contiguous(),
@@ -199,13 +195,8 @@ def int8_linear(
             x.stride(0),
             weight.stride(0),
             HAS_BIAS=bias is not None,
-            EVEN=channels % tile_channels == 0,
-            ROWS=tile_rows,
-            OUTPUTS=tile_outputs,
-            CHANNELS=tile_channels,
-            TOGETHER=TOGETHER,
-            STAGES=STAGES,
-            num_warps=WARPS,
+            EVEN=channels % tile.channels == 0,
             enable_fp_fusion=False,
+            **tile.launch(),
         )
     return result

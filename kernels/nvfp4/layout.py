@@ -28,6 +28,11 @@ def swizzle_scales(scales: Tensor) -> Tensor:
     return tiles.permute(0, 3, 2, 1, 4).flatten().view(scales.dtype)
 
 
+def tiled_size(rows: int, groups: int) -> int:
+    """How many bytes the tiles of that many rows and groups have."""
+    return -(-rows // _ROWS) * -(-groups // _GROUPS) * _ROWS * _GROUPS
+
+
 def unswizzle_scales(tiles: Tensor, rows: int, groups: int) -> Tensor:
     """The scales (rows, groups) that `swizzle_scales` put into tiles, contiguous.
 
@@ -37,7 +42,7 @@ def unswizzle_scales(tiles: Tensor, rows: int, groups: int) -> Tensor:
     """
     _require_bytes("unswizzle_scales", tiles)
     down, across = -(-rows // _ROWS), -(-groups // _GROUPS)
-    checks.require_shape("unswizzle_scales", (down * across * _ROWS * _GROUPS,), tiles=tiles)
+    checks.require_shape("unswizzle_scales", (tiled_size(rows, groups),), tiles=tiles)
     padded = tiles.view(torch.uint8).view(down, across, 32, 4, _GROUPS).permute(0, 3, 2, 1, 4)
     padded = padded.reshape(down * _ROWS, across * _GROUPS)
     return padded[:rows, :groups].contiguous().view(tiles.dtype)

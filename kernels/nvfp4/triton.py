@@ -12,6 +12,7 @@ from torch import Tensor
 from accel.kernels.forms import on_device
 from accel.kernels.int8.reference import LARGEST, SMALLEST
 from accel.kernels.int8.triton import PIECE, magnitude_bits, nearest_int8, usable_maximum, warps_for
+from accel.kernels.nvfp4.layout import tiled_size
 from accel.kernels.nvfp4.reference import GROUP, tensor_scale
 from accel.kernels.rotation.reference import BLOCK
 from accel.kernels.rotation.triton import rotated
@@ -104,6 +105,7 @@ def _quantize_nvfp4(
     row_stride,
     BY_ERROR: tl.constexpr,
     ROTATES: tl.constexpr,
+    SWIZZLED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -135,14 +137,27 @@ def _quantize_nvfp4(
     at = codes + row[:, None] * (channels // 2) + pair[None, :]
     tl.store(at, (low | (high << 4)).to(tl.uint8), mask=exists & (pair < channels // 2)[None, :])
     group = first // GROUP + tl.arange(0, BLOCK // GROUP)
-    at = scales + row[:, None] * (channels // GROUP) + group[None, :]
-    tl.store(at, chosen.to(tl.uint8), mask=exists & (group < channels // GROUP)[None, :])
+    groups = channels // GROUP
+    if SWIZZLED:
+        tile = (row // 128 * tl.cdiv(groups, 4))[:, None] + (group // 4)[None, :]
+        at = scales + tile * 512 + (row % 32 * 16 + row % 128 // 32 * 4)[:, None] + (group % 4)[None, :]
+    else:
+        at = scales + row[:, None] * groups + group[None, :]
+    tl.store(at, chosen.to(tl.uint8), mask=exists & (group < groups)[None, :])
 
 
-def quantize_nvfp4(x: Tensor, tensor_scale: Tensor, by_error: bool, rotate: bool) -> tuple[Tensor, Tensor]:
+def quantize_nvfp4(
+    x: Tensor, tensor_scale: Tensor, by_error: bool, rotate: bool, swizzled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """With `swizzled`, the scales are in the order and the shape of `swizzle_scales`."""
     rows, channels = x.shape
+    groups = channels // GROUP
     codes = torch.empty((rows, channels // 2), dtype=torch.uint8, device=x.device)
-    scales = torch.empty((rows, channels // GROUP), dtype=torch.uint8, device=x.device)
+    if swizzled:
+        # The padding of the last tiles is written by nobody.
+        scales = torch.zeros(tiled_size(rows, groups), dtype=torch.uint8, device=x.device)
+    else:
+        scales = torch.empty((rows, groups), dtype=torch.uint8, device=x.device)
     if codes.numel() > 0:
         x = x if x.stride(1) == 1 else x.contiguous()
         with on_device(x):
@@ -156,6 +171,7 @@ def quantize_nvfp4(x: Tensor, tensor_scale: Tensor, by_error: bool, rotate: bool
                 x.stride(0),
                 BY_ERROR=by_error,
                 ROTATES=rotate,
+                SWIZZLED=swizzled,
                 ROWS=ROWS,
                 BLOCK=BLOCK,
                 GROUP=GROUP,

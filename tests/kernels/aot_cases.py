@@ -11,9 +11,10 @@ from accel.kernels.block_statistics import triton as statistics
 from accel.kernels.delta import triton as delta
 from accel.kernels.int8 import triton as int8
 from accel.kernels.nvfp4 import triton as nvfp4
+from accel.kernels.nvfp4_linear import NATIVE
 from accel.kernels.nvfp4_linear import triton as nvfp4_linear
 from accel.kernels.rotation import triton as rotation
-from tests.aot import NARROW_LOAD, WIDE_LOAD, WIDE_STORE, Case
+from tests.aot import ARCHS, NARROW_LOAD, WIDE_LOAD, WIDE_STORE, Case
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -39,6 +40,16 @@ def compute(name: str, output: torch.Tensor, input: torch.Tensor, previous: torc
         lambda arch: delta.compute_delta(output, input, previous),
         requires={kernel: (WIDE_LOAD, WIDE_STORE)},
         forbids={kernel: (NARROW_LOAD,)},
+    )
+
+
+def statistics_alone(name: str, hidden: torch.Tensor) -> Case:
+    kernel = "_compute_delta"
+    return Case(
+        f"delta_statistics-{name}",
+        lambda arch: delta.delta_statistics(hidden, hidden),
+        requires={kernel: (WIDE_LOAD,)},
+        forbids={kernel: (NARROW_LOAD, r"st\.global[\w.:]*\.(b16|v[248]\.)")},
     )
 
 
@@ -203,7 +214,7 @@ def linear(arch: int, instruction: str, *, channels: int = 5120) -> Case:
     )
 
 
-def format_case(kernel: str, variant: str, launch: Callable[[], object], *archs: int) -> Case:
+def format_case(kernel: str, variant: str, launch: Callable[[], object], archs: tuple[int, ...] = ARCHS) -> Case:
     """A kernel that makes or reads a number format: bit for bit, so without fused multiplication and addition."""
     return Case(
         f"{kernel.removeprefix('_')}-{variant}",
@@ -223,15 +234,15 @@ def stored(rows: int, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.
     )
 
 
-def nvfp4_product(arch: int, instruction: str) -> Case:
+def nvfp4_product(arch: int, *instructions: str, channels: int = 5120) -> Case:
     """Activations and a feed-forward weight, both in NVFP4."""
-    rows, outputs, channels = 32_760, 13_824, 5120
+    rows, outputs = 32_760, 13_824
     return Case(
-        f"nvfp4_linear-on-{arch}",
+        f"nvfp4_linear-{channels}-on-{arch}",
         lambda arch: nvfp4_linear.nvfp4_linear(
             *stored(rows, channels), *stored(outputs, channels), meta(BF16, outputs), BF16
         ),
-        requires={"_nvfp4_linear": (instruction,)},
+        requires={"_native_nvfp4_linear" if arch in NATIVE else "_nvfp4_linear": instructions},
         forbids={},
         archs=(arch,),
     )
@@ -257,32 +268,44 @@ INT8_CORES = {
     89: r"mma\.sync[\w.]*\.s8\.s8",
     90: r"wgmma\.mma_async[\w.]*\.s8\.s8",
     100: r"(mma\.sync[\w.]*\.s8\.s8|tcgen05\.mma[\w.:]*kind::i8)",
+    103: r"mma\.sync[\w.]*\.s8\.s8",
     120: r"mma\.sync[\w.]*\.s8\.s8",
 }
 ACTIVATIONS = meta(BF16, 32_760, 5120)
 SCALE = meta(F32)
 STORED = stored(5120, 5120)
-# What multiplies two NVFP4 matrices; where nothing does, both are decoded.
-NVFP4_CORES = TENSOR_CORES | {100: r"tcgen05\.mma[\w.:]*mxf4nvf4", 120: r"mma\.sync[\w.:]*mxf4nvf4"}
+# What multiplies two NVFP4 matrices, and brings the scales from shared memory to where it reads them; where nothing
+# does, both are decoded.
+DATACENTER = (r"tcgen05\.mma[\w.:]*mxf4nvf4", r"tcgen05\.cp", r"cp\.async\.bulk\.tensor\.5d", AHEAD)
+NVFP4_CORES = {arch: (cores,) for arch, cores in TENSOR_CORES.items()} | {
+    100: DATACENTER,
+    103: DATACENTER,
+    120: (r"mma\.sync[\w.:]*mxf4nvf4", r"cp\.async\.bulk\.tensor\.5d", AHEAD),
+}
+
+
+def quantize_into_tiles() -> object:
+    return nvfp4.quantize_nvfp4(ACTIVATIONS, SCALE, False, True, swizzled=True)
+
 
 CASES = [
     *(linear(arch, instruction) for arch, instruction in INT8_CORES.items()),
     linear(90, "", channels=77),
-    format_case("_rotate", "bf16", lambda: rotation.rotate(ACTIVATIONS, 1.0, BF16), 80, 90, 100, 120),
-    format_case("_quantize_int8", "rotated", lambda: int8.quantize_int8(ACTIVATIONS, True), 80, 89, 90, 100, 120),
-    format_case("_quantize_int8", "long", lambda: int8.quantize_int8(meta(F32, 32_760, 13_824), True), 80, 90),
-    format_case(
-        "_quantize_nvfp4", "rotated", lambda: nvfp4.quantize_nvfp4(ACTIVATIONS, SCALE, False, True), 80, 90, 100, 120
-    ),
-    format_case("_quantize_nvfp4", "by-error", lambda: nvfp4.quantize_nvfp4(ACTIVATIONS, SCALE, True, False), 80, 100),
-    Case("dequantize_nvfp4", lambda arch: nvfp4.dequantize_nvfp4(*STORED, BF16), {}, {}, archs=(80, 90, 120)),
+    format_case("_rotate", "bf16", lambda: rotation.rotate(ACTIVATIONS, 1.0, BF16)),
+    format_case("_quantize_int8", "rotated", lambda: int8.quantize_int8(ACTIVATIONS, True)),
+    format_case("_quantize_int8", "long", lambda: int8.quantize_int8(meta(F32, 32_760, 13_824), True)),
+    format_case("_quantize_nvfp4", "rotated", lambda: nvfp4.quantize_nvfp4(ACTIVATIONS, SCALE, False, True)),
+    format_case("_quantize_nvfp4", "by-error", lambda: nvfp4.quantize_nvfp4(ACTIVATIONS, SCALE, True, False)),
+    format_case("_quantize_nvfp4", "tiled", quantize_into_tiles, NATIVE),
+    Case("dequantize_nvfp4", lambda arch: nvfp4.dequantize_nvfp4(*STORED, BF16), {}, {}),
     Case(
         "nvfp4_to_int8",
         lambda arch: nvfp4.nvfp4_to_int8(*STORED),
         requires={},
         forbids={"_nvfp4_to_int8": (r"fma\.rn\.f32",)},
     ),
-    *(nvfp4_product(arch, instruction) for arch, instruction in NVFP4_CORES.items()),
+    *(nvfp4_product(arch, *instructions) for arch, instructions in NVFP4_CORES.items()),
+    nvfp4_product(100, *DATACENTER[:3], channels=1920),
     *(weight_product(arch, BF16) for arch in TENSOR_CORES),
     weight_product(80, F16),
     weight_product(90, F32),
@@ -290,6 +313,7 @@ CASES = [
     compute("f32-previous", meta(F32, *USUAL), meta(F32, *USUAL), meta(F32, *USUAL)),
     compute("f16-strided-previous", without_text(F16), without_text(F16), meta(F16, *USUAL)),
     compute("bf16-huge", meta(BF16, *HUGE), meta(BF16, *HUGE)),
+    statistics_alone("bf16", meta(BF16, *USUAL)),
     apply("bf16", meta(BF16, *USUAL), meta(BF16, *USUAL)),
     apply("bf16-to-f32-strided", without_text(F32), meta(BF16, *USUAL)),
     apply("f16-huge", meta(F16, *HUGE), meta(F16, *HUGE)),

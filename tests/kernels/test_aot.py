@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.aot import NARROW_LOAD, SHARED_LIMIT, WIDE_LOAD, WIDE_STORE, Compiled, compile_cases
+from accel.kernels.nvfp4_linear import NATIVE
+from tests.aot import ARCHS, NARROW_LOAD, SHARED_LIMIT, WIDE_LOAD, WIDE_STORE, Compiled, compile_cases
 from tests.attention_problem import DTYPES
 from tests.kernels import aot_cases
 from tests.kernels.aot_cases import ATTENTION
@@ -34,13 +35,27 @@ def test_kernels_of_a_case(compiled, case, arch):
 
 
 def test_nothing_may_spill_where_registers_are_plenty():
-    assert not [case.name for case in aot_cases.CASES if case.spills.get(90, 0) or case.spills.get(100, 0)]
+    assert not [case.name for case in aot_cases.CASES if any(case.spills.get(arch, 0) for arch in (90, 100, 103))]
+
+
+def test_every_kernel_of_a_number_format_is_compiled_for_all_that_runs_it():
+    """Each architecture, and sm_103 where NVFP4 is native."""
+    compiled: dict[str, set[int]] = {}
+    for case in aot_cases.CASES:
+        compiled.setdefault(case.name.partition("-on-")[0], set()).update(case.archs)
+    formats = ("rotate", "quantize_int8", "quantize_nvfp4", "dequantize_nvfp4", "nvfp4_to_int8", "nvfp4_linear")
+    special = ("quantize_nvfp4-tiled", "nvfp4_linear-1920")
+    missing = {
+        name: set(ARCHS) - archs for name, archs in compiled.items() if name.startswith(formats) and name not in special
+    }
+    assert not any(missing.values())
+    assert compiled["quantize_nvfp4-tiled"] == set(NATIVE) and compiled["nvfp4_linear-5120"] >= set(NATIVE)
 
 
 def test_each_pair_of_the_properties_of_attention_is_compiled():
     cells = [(arch, beside, 64 if size <= 64 else 128, dtype, block) for arch, beside, size, dtype, block in ATTENTION]
     every = [set(values) for values in zip(*cells, strict=True)]
-    assert every[0] == set(SHARED_LIMIT) and every[2] == {64, 128} and every[3] == set(DTYPES.values())
+    assert every[0] == set(ARCHS) and every[2] == {64, 128} and every[3] == set(DTYPES.values())
     for one, other in itertools.combinations(range(len(every)), 2):
         missing = set(itertools.product(every[one], every[other])) - {(cell[one], cell[other]) for cell in cells}
         assert not missing

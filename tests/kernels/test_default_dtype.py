@@ -12,7 +12,7 @@ from torch import Tensor
 from accel.kernels.block_attention import block_attention, dense_attention
 from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import block_means, block_statistics
-from accel.kernels.delta import apply_delta, compute_delta, update_delta
+from accel.kernels.delta import apply_delta, compute_delta, delta_statistics, update_delta
 from accel.kernels.forms import use
 from accel.kernels.int8 import int8_linear, quantize_int8
 from accel.kernels.nvfp4 import dequantize_nvfp4, nvfp4_to_int8, quantize_nvfp4
@@ -31,6 +31,7 @@ def results() -> list[Tensor]:
     x, y, z = (make(3, 700) for _ in range(3))
     found: list[Tensor] = [*compute_delta(x, y, z), *compute_delta(x[:0], y[:0]), *compute_delta(x.half(), y.half())]
     found += [*update_delta(x, y, z, None, 2), *update_delta(x, y, z, y, 2), apply_delta(x, y), apply_delta(x, y, z, 3)]
+    found.append(delta_statistics(x, y))
     for dtype in (torch.float32, torch.bfloat16):
         rows, weight = (make(number, 256, dtype=dtype) for number in (5, 24))
         codes, codes_of_weight = (quantize_int8(each) for each in (rows, weight))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from accel.kernels.delta import apply_delta, compute_delta, reference, update_delta
+from accel.kernels.delta import apply_delta, compute_delta, delta_statistics, reference, update_delta
 from accel.kernels.forms import use
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
@@ -80,6 +80,9 @@ def test_delta_and_its_statistics(make, dtype, layout):
         assert delta.is_contiguous() and delta.device == stats.device == output.device
         assert same_bits(delta, expected)
         assert_near(stats, exact_stats(delta, input, stored, stored))
+    alone = delta_statistics(output, input)
+    assert alone.device == output.device
+    assert_near(alone, exact_stats(delta, input))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -163,6 +166,19 @@ def test_sums_that_are_made_in_pieces(make, monkeypatch, dtype):
     delta, stats = compute_delta(output, input, previous)
     assert same_bits(delta, reference.compute_delta(output.cpu(), input.cpu(), None)[0])
     assert_near(stats, exact_stats(delta, input, previous, previous))
+    assert_near(delta_statistics(output, input), exact_stats(delta, input))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_statistics_alone_make_nothing_as_large_as_a_delta(dtype):
+    """On a CPU, where a piece is far smaller than these tensors; compute_delta shows that the watch sees one."""
+    output, input = torch.randn(2, 8, 1024, 1024).to(dtype)
+    largest = []
+    for call in (delta_statistics, compute_delta):
+        with use("cpu"), torch.profiler.profile(profile_memory=True) as profile:
+            call(output, input)
+        largest.append(max(event.cpu_memory_usage for event in profile.events()))
+    assert largest[0] < output.nbytes < largest[1] + 1
 
 
 def test_a_long_sum_stays_accurate_on_a_cpu():
@@ -190,6 +206,7 @@ def test_what_is_not_finite_is_counted(device, dtype, output, input, largest, co
     assert same_bits(delta, reference.compute_delta(output.cpu(), input.cpu(), None)[0])
     assert stats[4] == count and not stats[0].isfinite()
     assert stats[3] == largest or (stats[3].isnan() and math.isnan(largest))
+    assert same_bits(delta_statistics(output, input)[3:5], stats[3:5])
 
 
 def test_a_difference_that_overflows_its_dtype_is_not_finite(device):
@@ -228,6 +245,7 @@ def test_arguments_are_left_alone_and_results_are_new(make):
     results = [
         *compute_delta(*arguments),
         *update_delta(*arguments, arguments[0], 2),
+        delta_statistics(*arguments[:2]),
         apply_delta(*arguments[:2]),
         apply_delta(*arguments, 2),
     ]
@@ -242,7 +260,7 @@ def test_one_graph_when_compiled(make):
     def step(output, input, previous):
         delta, stats = compute_delta(output * 2, input, previous)
         later, slope, _ = update_delta(output * 3, input, delta, None, 1)
-        return apply_delta(input, later, slope, 2), stats
+        return apply_delta(input, later, slope, 2), stats, delta_statistics(later, input)
 
     torch._dynamo.reset()
     arguments = [make(2, 30, 24) for _ in range(3)]
@@ -256,6 +274,7 @@ def test_registration(make, layout):
     output, input, previous = LAYOUTS[layout](make)
     torch.library.opcheck(torch.ops.accel.compute_delta.default, (output, input))
     torch.library.opcheck(torch.ops.accel.compute_delta.default, (output, input, previous))
+    torch.library.opcheck(torch.ops.accel.delta_statistics.default, (output, input))
     torch.library.opcheck(torch.ops.accel.update_delta.default, (output, input, previous, None, 1))
     torch.library.opcheck(torch.ops.accel.update_delta.default, (output, input, *[previous.bfloat16()] * 2, 3))
     torch.library.opcheck(torch.ops.accel.apply_delta.default, (output, input.bfloat16()))
@@ -289,6 +308,11 @@ def test_registration(make, layout):
             lambda: compute_delta(torch.ones(3).int(), torch.ones(3).int()),
             TypeError,
             r"^compute_delta takes float16, bfloat16, float32 or float64 tensors: output is int32$",
+        ),
+        (
+            lambda: delta_statistics(torch.ones(2, 3), torch.ones(3)),
+            ValueError,
+            r"^delta_statistics takes one shape: output is \(2, 3\), input is \(3,\)$",
         ),
         (
             lambda: apply_delta(torch.ones(2, 3), torch.ones(3)),

@@ -2,12 +2,18 @@
 
 import importlib
 import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from accel.kernels.int8 import int8_linear, quantize_int8, reference
+from accel.kernels.int8.tiles import TILES, Tile
 from accel.kernels.rotation import rotate
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
@@ -33,8 +39,7 @@ def integers(device):
 def small_tiles(monkeypatch):
     """Tiles and pieces so small that tiny tensors have several of them and a ragged last one."""
     triton = pytest.importorskip("accel.kernels.int8.triton")
-    monkeypatch.setattr(triton, "TILE", (16, 16, 32))
-    monkeypatch.setattr(triton, "TOGETHER", 2)
+    monkeypatch.setitem(TILES, "int8", {80: Tile(16, 16, 32, together=2)})
     monkeypatch.setattr(triton, "PIECE", 256)
     cpu = importlib.import_module("accel.kernels.int8.cpu")
     monkeypatch.setattr(cpu, "_ROWS", 16)
@@ -132,6 +137,36 @@ def test_the_largest_sum_fits(device):
     largest = torch.full((1, 133_144), 127, dtype=torch.int8, device=device)
     one = torch.ones(1, device=device)
     assert int8_linear(largest, one, -largest, one).item() == float(torch.tensor(-127 * 127 * 133_144).float())
+
+
+LIMITED = """
+import torch
+from accel.kernels.forms import use
+from accel.kernels.int8 import int8_linear
+from accel.kernels.int8.cpu import has_integer_product
+from accel.kernels.quantized_linear import emulation
+
+generator = torch.Generator().manual_seed(3)
+for rows, outputs, channels in ((3, 5, 0), (1, 1, 1), (600, 35, 77), (5, 6, 1024), (4, 7, 5000)):
+    x, weight = (torch.randint(-127, 128, (n, channels), generator=generator).char() for n in (rows, outputs))
+    x[0], weight[0], weight[-1] = 127, 127, -127
+    given = x, torch.rand(rows, generator=generator), weight, torch.rand(outputs, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = int8_linear(*given)
+    with use("reference"):
+        assert torch.equal(made, int8_linear(*given)), (rows, outputs, channels)
+print(has_integer_product(), emulation("int8", "int8", torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the limit is one on x86 alone")
+def test_without_integer_instructions_the_product_is_exact_and_said_to_be_slow():
+    """oneDNN limited to AVX2 saturates in 16 bits, as it does on a CPU without VNNI."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", LIMITED]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+    said = "INT8 has no fast instructions on this CPU: its products are made of float32 ones"
+    assert (done.stdout.strip(), done.returncode) == (f"False {said}", 0), done.stderr
 
 
 def test_strided_matrices(make, integers):

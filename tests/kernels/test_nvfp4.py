@@ -279,6 +279,19 @@ def test_errors_of_products():
     assert errors == pytest.approx([0.1345, 0.0963], abs=0.003)
 
 
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(("shape", "rotate"), [((1, 16), False), ((257, 208), False), ((130, 256), True)])
+def test_scales_are_written_into_their_tiles_by_the_quantizer(shape, rotate):
+    from accel.kernels.nvfp4 import triton
+
+    x, scale = torch.randn(shape, generator=torch.Generator().manual_seed(4)), torch.tensor(0.5)
+    codes, scales = reference.quantize_nvfp4(x, scale, False, rotate)
+    made, tiles = triton.quantize_nvfp4(x, scale, False, rotate, swizzled=True)
+    same(made, codes)
+    same(tiles, swizzle_scales(scales))
+
+
 @pytest.mark.parametrize(("rows", "groups"), [(128, 4), (200, 13), (300, 120), (1, 1), (0, 4)])
 def test_swizzled_scales(rows, groups):
     scales = torch.randint(1, 127, (rows, groups), dtype=torch.uint8).view(torch.float8_e4m3fn)

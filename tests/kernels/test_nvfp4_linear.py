@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from accel.kernels.forms import use
+from accel.kernels.int8.tiles import TILES, Tile
 from accel.kernels.nvfp4 import dequantize_nvfp4, quantize_nvfp4
 from accel.kernels.nvfp4_linear import nvfp4_linear, nvfp4_weight_linear, reference, rounding_nvfp4_linear
 
@@ -37,11 +38,9 @@ def stored(make):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles so small that tiny matrices have several of them and ragged last ones."""
-    triton = pytest.importorskip("accel.kernels.nvfp4_linear.triton")
-    for name in ("TILE", "WIDE_TILE"):
-        monkeypatch.setattr(triton, name, (16, 16, 32))
-    monkeypatch.setattr(triton, "NATIVE_TILE", (16, 16, 64))
-    monkeypatch.setattr(triton, "TOGETHER", 2)
+    for product in TILES:
+        sizes = (128, 128, 64) if product == "nvfp4 native" else (16, 16, 32)
+        monkeypatch.setitem(TILES, product, {80: Tile(*sizes, together=2)})
     monkeypatch.setattr(importlib.import_module("accel.kernels.nvfp4_linear.cpu"), "_PIECE", 200)
 
 
@@ -67,15 +66,25 @@ def test_both_in_nvfp4(make, stored, dtype, sizes):
 
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("poisoned_memory", "small_tiles")
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", [(1, 1, 16), (5, 131, 48), (300, 35, 64), (130, 129, 208), (3, 5, 256)])
 def test_the_instruction_for_both_gives_the_same(monkeypatch, sizes):
+    """With scales in tiles of 128 rows and 64 channels, of which neither the rows nor the channels fill the last."""
     rows, outputs, channels = sizes
     monkeypatch.setattr("accel.kernels.nvfp4_linear.triton.native", lambda x: True)
     generator = torch.Generator().manual_seed(7)
-    x, weight = (quantize_nvfp4(torch.randn(count, channels, generator=generator)) for count in (rows, outputs))
-    bias = torch.randn(outputs, generator=generator)
+    x, values = (torch.randn(count, channels, generator=generator) for count in (rows, outputs))
+    weight, bias, scale = quantize_nvfp4(values), torch.randn(outputs, generator=generator), torch.tensor(0.25)
+    codes, scales, _ = quantize_nvfp4(x, scale)
+    expected = reference.nvfp4_linear(codes, scales, scale, *weight, bias, torch.float64)
     with use("triton"):
-        close(nvfp4_linear(*x, *weight, bias), reference.nvfp4_linear(*x, *weight, bias, torch.float64), torch.float32)
+        close(nvfp4_linear(codes, scales, scale, *weight, bias), expected, torch.float32)
+        made, largest = rounding_nvfp4_linear(x, scale, *weight, bias)
+        close(made, expected, torch.float32)
+        assert largest == scales.float().max()
+        scales[0, 0] = math.nan
+        assert nvfp4_linear(codes, scales, scale, *weight, bias).isnan().all(1).tolist() == [True] + [False] * (
+            rows - 1
+        )
 
 
 @pytest.mark.usefixtures("poisoned_memory", "small_tiles")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from accel.kernels.forms import use
 from accel.kernels.int8 import quantize_int8
 from accel.kernels.nvfp4 import quantize_nvfp4
-from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, quantized_linear, stored_weight
+from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, emulation, quantized_linear, stored_weight
 from accel.kernels.rotation import BLOCK, rotate
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -91,3 +93,49 @@ def test_the_result_has_the_dtype_of_the_activations(dtype: torch.dtype) -> None
         wide = quantized_linear(X, weight("nvfp4", True), BIAS, ONE, True, *state(activation))
         assert result.dtype == dtype
         assert (result.float() - wide).norm() / wide.norm() < 0.05
+
+
+NVFP4_EMULATED = "NVFP4 activations are emulated on {}: rounded, decoded and then multiplied"
+NOT_FAST = "INT8 has no fast instructions on "
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "amd", "triton", "int8", "nvfp4"),
+    [
+        ("cuda", (8, 0), None, "3.7.1", None, NVFP4_EMULATED.format("sm_80")),
+        ("cuda", (9, 0), None, "3.7.1", None, NVFP4_EMULATED.format("sm_90")),
+        ("cuda", (10, 0), None, "3.7.1", f"{NOT_FAST}sm_100 with Triton 3.7.1: it has with 3.9", None),
+        ("cuda", (10, 0), None, "3.9.0", None, None),
+        ("cuda", (10, 0), None, "3.10.0+git1", None, None),
+        ("cuda", (10, 3), None, "3.9.0", f"{NOT_FAST}sm_103", None),
+        ("cuda", (11, 0), None, "3.9.0", f"{NOT_FAST}sm_110", NVFP4_EMULATED.format("sm_110")),
+        ("cuda", (12, 0), None, "3.7.1", None, None),
+        ("cuda", (12, 0), "gfx1200", "3.7.1", None, NVFP4_EMULATED.format("gfx1200")),
+        ("cuda", (10, 3), "gfx1030:xnack-", "3.7.1", None, NVFP4_EMULATED.format("gfx1030")),
+        ("xpu", None, None, "3.7.1", None, NVFP4_EMULATED.format("xpu")),
+        (
+            "mps",
+            None,
+            None,
+            "3.7.1",
+            "INT8 has no fast form on mps: its products are made in float64",
+            NVFP4_EMULATED.format("mps"),
+        ),
+    ],
+)
+def test_what_each_device_lacks_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    capability: tuple[int, int] | None,
+    amd: str | None,
+    triton: str,
+    int8: str | None,
+    nvfp4: str | None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda asked: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda asked: SimpleNamespace(gcnArchName=amd))
+    monkeypatch.setattr(torch.version, "hip", "7.0" if amd else None)
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", triton)
+    assert emulation("int8", "int8", torch.device(device)) == int8
+    assert emulation("nvfp4", "nvfp4", torch.device(device)) == nvfp4
+    assert "decoded in each product on" in str(emulation("plain", "nvfp4", torch.device(device)))
