@@ -69,12 +69,11 @@ class FlashBlockConfig(MethodConfig):
     keyword: ClassVar[Keyword] = "cache"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
         "refreshed": ("interval", "calibration", "similarity", "lse_drift"),
-        "reused": ("interval", "calibration", "similarity", "lse_drift"),
+        # The last two where it chooses the blocks itself.
+        "reused": ("interval", "calibration", "similarity", "lse_drift", "density", "dense_steps"),
         "dense": ("dense_steps",),
-        # Where it chooses the blocks itself.
-        "sparse": ("density", "dense_steps"),
     }
-    approximate: ClassVar[frozenset[str]] = frozenset({"reused", "sparse"})
+    approximate: ClassVar[frozenset[str]] = frozenset({"reused"})
     toward_plain: ClassVar[dict[str, Toward]] = {
         "interval": "lower",
         "similarity": "raise",

@@ -80,6 +80,10 @@ class SparseAttention(Method):
     def why_all_dense(self, num_steps: int) -> str:
         """Which setting leaves nothing to it, where nothing else is the reason, and what to do."""
 
+    def note_call(self, what: str, moment: Moment, layer: int) -> None:
+        """Counts a call that was not left to diffusers, by what was done with it."""
+        self.context.recorder.event(self.config.method, what, moment, layer)
+
     def note_search(self, held_bytes: int) -> None:
         """Counts a search, after which so much memory is held."""
         self.context.recorder.figure(self.config.method, "search", torch.ones(1))
@@ -156,7 +160,7 @@ class SparseAttention(Method):
                 what = "searched" if counts is None else "sparse" if prior is None else "refreshed"
             else:
                 out, counts, what = sparse_call.beside_text(reused[0]), reused[1], "sparse"
-        record.event(name, what, moment, layer)
+        self.note_call(what, moment, layer)
         if counts is not None and what == "sparse":
             record.figure(name, "density", exact_share(sparse_call, counts), moment, layer)
         out = arrangement.restore(out)

@@ -139,8 +139,13 @@ def test_steps_that_refresh_and_the_summary() -> None:
     layers = len(pipe.transformer.blocks)
     with accel.enable(pipe, cache="flashblock", density=0.25, dense_steps=0.25) as session:
         case.run(pipe)
-    report = last(session)["methods"]["flashblock"]
+    run = last(session)
+    report = run["methods"]["flashblock"]
     every = 2 * layers
+    assert run["counts"]["flashblock"] == {"dense": 2 * every, "refreshed": 2 * every, "reused": 4 * every}
+    assert sum(run["counts"]["flashblock"].values()) == report["attention_calls"]
+    for said in run["blocks"]["flashblock"]["transformer"].values():
+        assert [sum(map(bool, words)) for words in zip(*said.values(), strict=True)] == [1] * 8, "one word for each"
     assert report["refreshed_by_step"] == [0, 0, every, 0, 0, every, 0, 0]
     assert report["reused_by_step"] == [0, 0, 0, every, every, 0, every, every]
     assert report["attention_calls"] == 8 * every and report["reused_fraction"] == 0.5
