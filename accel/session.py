@@ -22,6 +22,7 @@ from accel.pipelines.sites import (
     PipelineFacts,
     check_guider,
     chunk_place,
+    guides,
     inspect_pipeline,
     token_grid,
     told_branch,
@@ -143,7 +144,7 @@ class Session:
         self._outside_before = self._recorder.outside_calls
         device = torch.device(getattr(self._pipe, "_execution_device", "cpu"))
         self._recorder.start_run(num_steps, device, by_calls=self._facts.family.marks is not None)
-        self._clock.start_run(num_steps)
+        self._clock.start_run(num_steps, guided=guides(self._pipe))
         for method in self._methods:
             method.start_run(num_steps)
             for text in remarks(method, num_steps, device.type):

@@ -22,7 +22,7 @@ from accel.errors import AccelError
 from accel.methods.base import Context, Keyword, MethodConfig, Toward, register
 from accel.methods.flashblock_calibration import Measurements
 from accel.methods.flashblock_chunks import ChunkFlashBlock
-from accel.methods.flashblock_form import FlashBlockForm
+from accel.methods.flashblock_form import FlashBlockForm, for_branches
 from accel.methods.mass_selection import MassSelection
 from accel.methods.needs import Brings, Needs, Slot
 from accel.methods.residual import Residual, Residuals, needed
@@ -165,17 +165,15 @@ class FlashBlock(FlashBlockForm):
             return
         self.hold_to(density=density, block_size=block_size)
         self._fitting.add(branch)
-        facts, layers = self.context.facts, self.layers(moment)
-        order = facts.guidance.order if facts.guidance.form == "separate" else ()
-        branches = max(len(order), sum(name == moment.denoiser for name, _ in self._fitting))
+        layers, branches = self.layers(moment), self.branches(moment, self._fitting)
         image = math.prod(moment.grid)
         need = needed(query, image, density, block_size, totals=self._residuals.totals)
         self.require_room(
             branches * layers * (need.outputs + need.beside),
             query.device,
             f"for {layers} attentions to {image:,} tokens it keeps {layers * need.outputs / 2**30:.3g} GiB of outputs "
-            f"and {layers * need.beside / 2**30:.3g} GiB beside them for each of {branches} guidance branches; make "
-            "the picture or film smaller, or use a sparse attention with a tail instead",
+            f"and {layers * need.beside / 2**30:.3g} GiB beside them {for_branches(branches)}; make the "
+            "picture or film smaller, or use a sparse attention with a tail instead",
         )
 
     def reuse(self, call: SparseCall) -> tuple[Tensor, Tensor] | None:

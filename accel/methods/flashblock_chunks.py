@@ -18,7 +18,7 @@ from torch import Tensor
 from accel.kernels.block_attention import block_attention, dense_attention
 from accel.kernels.blocks import number_of_blocks
 from accel.methods.base import Context
-from accel.methods.flashblock_form import FlashBlockForm
+from accel.methods.flashblock_form import FlashBlockForm, for_branches
 from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import NotInBlocks, of_one_dtype
 from accel.pipelines.attention import AttentionCall, External
@@ -158,18 +158,14 @@ class ChunkFlashBlock(FlashBlockForm):
 
     def _check_room(self, moment: Moment, query: Tensor) -> None:
         self._branches.add((moment.denoiser, moment.branch))
-        guidance, layers = self.context.facts.guidance, self.layers(moment)
-        branches = max(
-            len(guidance.order) if guidance.form == "separate" else 1,
-            sum(name == moment.denoiser for name, _ in self._branches),
-        )
+        layers, branches = self.layers(moment), self.branches(moment, self._branches)
         batch, tokens, heads, _ = query.shape
         each = query.numel() * query.element_size() + 4 * batch * heads * tokens
         self.require_room(
             branches * layers * each,
             query.device,
             f"for {layers} attentions of {tokens:,} tokens it keeps {layers * each / 2**30:.3g} GiB of their attention "
-            f"to earlier chunks for each of {branches} guidance branches; make the chunks or the picture smaller",
+            f"to earlier chunks {for_branches(branches)}; make the chunks or the picture smaller",
         )
 
     def report(self, record: RunRecord) -> dict[str, Any]:

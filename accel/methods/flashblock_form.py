@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -102,9 +103,18 @@ class FlashBlockForm(Method):
         blocks = (*denoiser.blocks, *denoiser.beside)
         return sum(fact.among_tokens for block in blocks for fact in block.attention)
 
+    def branches(self, moment: Moment, seen: Iterable[tuple[str, str]]) -> int:
+        """For how many guidance branches the moment's denoiser is called; `seen`: (denoiser, branch) so far."""
+        return max(self.context.clock.branches, sum(name == moment.denoiser for name, _ in seen))
+
     @property
     def rule(self) -> str:
         """By what a part is computed anew, for people."""
         if self._calibration is not None:
             return f"the calibration {self.config.calibration}"
         return f"interval {self.config.interval}, without calibration"
+
+
+def for_branches(number: int) -> str:
+    """For refusals: of how many calls in each step the memory is."""
+    return f"for each of {number} guidance branches" if number > 1 else "for the one call in each step"

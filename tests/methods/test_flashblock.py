@@ -18,7 +18,7 @@ from accel.methods import flashblock_form
 from accel.methods.flashblock import FlashBlock, FlashBlockConfig
 from accel.methods.residual import Residuals, needed
 from accel.pipelines.families import families
-from accel.runtime.clock import Moment
+from accel.runtime.clock import Clock, Moment
 from tests.sparse_calls import in_blocks, last, moment, some_blocks, tensors
 from tests.tiny_pipelines import TINY
 
@@ -279,7 +279,8 @@ def wan_14b(limit: float | None) -> Any:
     blocks = [SimpleNamespace(stack=family.stacks[0], attention=family.stacks[0].attention)] * 40
     denoiser = SimpleNamespace(name="transformer", blocks=blocks, beside=())
     facts = SimpleNamespace(guidance=family.pipelines["WanPipeline"], denoisers=[denoiser], family=family)
-    context = SimpleNamespace(facts=facts, handover=SimpleNamespace(prior=None, attention=True))
+    handover = SimpleNamespace(prior=None, attention=True)
+    context = SimpleNamespace(facts=facts, handover=handover, clock=Clock(facts.guidance))
     return FlashBlock(FlashBlockConfig(memory_limit=limit), context)  # type: ignore[arg-type]
 
 
@@ -310,6 +311,26 @@ def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPat
     with accel.enable(pipe, cache="flashblock"):
         assert not torch.equal(case.run(pipe), plain)
     assert torch.equal(case.run(pipe), plain)
+
+
+def test_a_run_without_guidance_is_asked_for_the_memory_of_one_branch() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, cache="flashblock") as session:
+        case.run(pipe)
+        case.run(pipe, guidance_scale=1.0)
+    both, one = (run["methods"]["flashblock"]["held_bytes"] for run in session.summary().to_dict()["runs"])
+    assert both == 2 * one > 0
+    with accel.enable(pipe, cache="flashblock", memory_limit=1.1 * one / 1e9) as session:
+        case.run(pipe, guidance_scale=1.0)
+        assert last(session)["methods"]["flashblock"]["held_bytes"] == one
+        with pytest.raises(AccelError, match="for each of 2 guidance branches"):
+            case.run(pipe)
+    with (
+        accel.enable(pipe, cache="flashblock", memory_limit=0.9 * one / 1e9),
+        pytest.raises(AccelError, match="for the one call in each step"),
+    ):
+        case.run(pipe, guidance_scale=1.0)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPat
     pipe, plain = built()
     line = (
         r"flashblock would hold .* GB, more than memory_limit=0.0001 allows: for 4 attentions of 128 tokens it keeps "
-        r".* GiB of their attention to earlier chunks for each of 1 guidance branches"
+        r".* GiB of their attention to earlier chunks for the one call in each step"
     )
     with accel.enable(pipe, cache="flashblock", memory_limit=1e-4) as session:
         with pytest.raises(AccelError, match=line):
