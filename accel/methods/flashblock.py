@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -123,7 +122,8 @@ class FlashBlock(FlashBlockForm):
         super().__init__(config, context)
         self._own: MassSelection | None = None
         self._residuals = Residuals()
-        self._forget()
+        # (denoiser, branch) for which there is memory.
+        self._fitting: set[tuple[str, str]] = set()
         if config.interval > 1:
             context.handover.prior = self
 
@@ -151,10 +151,9 @@ class FlashBlock(FlashBlockForm):
             self._own.end_run()
 
     def _forget(self) -> None:
+        super()._forget()
         self._residuals.clear()
-        self._limit = None
-        # (denoiser, branch) for which there is memory.
-        self._fitting: set[tuple[str, str]] = set()
+        self._fitting.clear()
 
     def start_call(self, moment: Moment) -> None:
         self.demand_refresh(moment, self._residuals.oldest(moment))
@@ -188,8 +187,8 @@ class FlashBlock(FlashBlockForm):
             if flags is None or all(flags):
                 return None
             if any(flags):
-                own = flags if call.exchange is None else flags[call.exchange.heads(len(flags))]
-                heads = torch.tensor(own, device=call.query.device)
+                heads, _ = self.heads_anew(self._calibration, (call.moment, call.layer), call.query.device)
+                heads = heads if call.exchange is None else heads[call.exchange.heads(len(flags))]
                 part, others = self._residuals.others(call, kept.chosen, heads)
                 kept.renew(part, heads)
                 counts = counts + others

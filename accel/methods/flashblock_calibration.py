@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,29 @@ class Calibration:
 
     def heads(self, moment: Moment, layer: int) -> list[bool] | None:
         """Which heads are to be computed anew, or None where nothing was measured."""
-        place = _place(moment, layer)
+        place = place_of(moment, layer)
         if place not in self.cosine:
             return None
         return self._anew(place)
 
+    def on_device(self, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+        """For every place the heads that are to be computed anew, as bool (H,) and as their numbers, int64.
+
+        In two copies to the device for all of them, because it waits for each.
+        """
+        anew = {place: self._anew(place) for place in self.cosine}
+        numbers = {place: [head for head, one in enumerate(heads) if one] for place, heads in anew.items()}
+        flags, numbered = (
+            torch.tensor(list(chain.from_iterable(lists.values())), dtype=dtype, device=device).split(
+                [len(heads) for heads in lists.values()]
+            )
+            for lists, dtype in ((anew, torch.bool), (numbers, torch.int64))
+        )
+        return dict(zip(anew, zip(flags, numbered, strict=True), strict=True))
+
     def due(self, moment: Moment) -> bool:
         """Whether any head of any layer is to be computed anew at this step."""
-        start = _place(moment, 0).removesuffix("0")
+        start = place_of(moment, 0).removesuffix("0")
         layers = [int(place.removeprefix(start)) for place in self.cosine if place.startswith(start)]
         return any(any(self.heads(moment, layer) or ()) for layer in layers)
 
@@ -116,7 +132,7 @@ class Measurements:
         cosine = F.cosine_similarity(old.float(), new.float(), dim=-1).transpose(1, 2)
         cosine = torch.where(nothing, 1.0, cosine).mean((0, 2))
         drift = torch.where(nothing, 0.0, (new_lse - old_lse).abs()).mean((0, 2))
-        self._seen.setdefault(_place(moment, layer), []).append(torch.stack([cosine, drift]))
+        self._seen.setdefault(place_of(moment, layer), []).append(torch.stack([cosine, drift]))
         return ~((cosine >= self.similarity) & (drift <= self.lse_drift))
 
     def calibration(self, fingerprint: str) -> Calibration:
@@ -135,5 +151,6 @@ class Measurements:
                 raise AccelError(f"flashblock: all calibration runs take one {name}, not {value} too")
 
 
-def _place(moment: Moment, layer: int) -> str:
+def place_of(moment: Moment, layer: int) -> str:
+    """What a calibration calls a layer's attention at a step."""
     return f"{moment.denoiser}/{moment.step}/{layer}"

@@ -83,9 +83,9 @@ class ChunkFlashBlock(FlashBlockForm):
         self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self._state.clear()
         self._branches.clear()
-        self._limit = None
 
     def start_call(self, moment: Moment) -> None:
         kept = self._state.at(moment).values()
@@ -131,7 +131,7 @@ class ChunkFlashBlock(FlashBlockForm):
             past.lse = torch.where(moved[:, None], fresh.lse, past.lse)
             return fresh, "measured"
         else:
-            anew = self._anew(moment, layer, past, heads)
+            anew = self._which_anew(moment, layer, past, heads)
         if past is None or all(anew):
             layers.pop(layer, None)  # Two of them at once would be more than was checked for.
             if moment.step >= moment.num_steps - 1:
@@ -141,8 +141,8 @@ class ChunkFlashBlock(FlashBlockForm):
             held = sum(one.nbytes for branch in self._state.values() for one in branch.values())
             self.context.recorder.held(self.name, held)
             return past, "refreshed"
-        if any(anew):
-            some = torch.tensor([head for head in range(heads) if anew[head]], device=query.device)
+        if any(anew) and self._calibration is not None:
+            _, some = self.heads_anew(self._calibration, (moment, layer), query.device)
             past.out[:, :, some], past.lse[:, some] = _over(query, external, scale, some)
         share = sum(anew) / heads
         computed = (own + share * external.tokens) / (own + external.tokens)
@@ -150,7 +150,7 @@ class ChunkFlashBlock(FlashBlockForm):
         self.context.recorder.figure(self.name, "keys", torch.tensor([computed]))
         return past, "reused"
 
-    def _anew(self, moment: Moment, layer: int, past: Past, heads: int) -> list[bool]:
+    def _which_anew(self, moment: Moment, layer: int, past: Past, heads: int) -> list[bool]:
         if self._calibration is None:
             return [self.stale(moment, past.step)] * heads
         # What was never measured is not trusted.

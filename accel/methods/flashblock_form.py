@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from accel.errors import AccelError
 from accel.methods.base import Context, Method
 from accel.methods.fingerprint import fingerprint
-from accel.methods.flashblock_calibration import Calibration, Measurements
+from accel.methods.flashblock_calibration import Calibration, Measurements, place_of
 from accel.methods.needs import Slot
 from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.sites import require_all_tokens
@@ -31,6 +32,7 @@ class FlashBlockForm(Method):
         self._calibration: Calibration | None = None
         self._measuring: Measurements | None = None
         self._limit: float | None = None
+        self._anew: dict[torch.device, dict[str, tuple[Tensor, Tensor]]] = {}
 
     @property
     def name(self) -> str:
@@ -62,6 +64,19 @@ class FlashBlockForm(Method):
             self._calibration.check(**conditions)
         if self._measuring is not None:
             self._measuring.under(**conditions)
+
+    def heads_anew(
+        self, calibration: Calibration, call: tuple[Moment, int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The heads that a call, a moment and a layer, computes anew: bool (H,) and their numbers, int64."""
+        if device not in self._anew:
+            self._anew[device] = calibration.on_device(device)
+        return self._anew[device][place_of(*call)]
+
+    def _forget(self) -> None:
+        """Lets go of what is of one run."""
+        self._limit = None
+        self._anew.clear()
 
     def stale(self, moment: Moment, step: int) -> bool:
         """Whether the interval asks for what was computed at `step` to be computed anew."""

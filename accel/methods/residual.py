@@ -14,6 +14,7 @@ from torch import Tensor
 
 from accel.kernels.blocks import number_of_blocks
 from accel.kernels.selection import kept_number, other_blocks
+from accel.methods.block_sizes import same_sizes
 from accel.methods.sparse_call import Blocks, SparseCall
 from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
@@ -46,9 +47,7 @@ class Residual:
         """Whether it is the complement in a call of this shape: a callback may change the text within a run."""
         query = call.image_query
         same = self.out.shape == query.shape and self.out.dtype == query.dtype and self.out.device == query.device
-        same = same and self.sizes.shape == call.sizes.shape and self.image == call.image
-        # Without text the sizes follow from the shape, and asking the device can be spared.
-        return same and (call.always is None or torch.equal(self.sizes, call.sizes))
+        return same and self.image == call.image and same_sizes(self.sizes, call.sizes)
 
     def renew(self, part: Part, heads: Tensor) -> None:
         """Takes over some heads, bool (H,), of a part that was computed afresh."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from accel.kernels.arrangement import let_go_of_arrangements
 from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method
+from accel.methods.block_sizes import BlockSizes
 from accel.methods.needs import FAST_DEVICES, Brings, Needs, Slot
 from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import (
@@ -64,6 +65,7 @@ class SparseAttention(Method):
         super().__init__(config, context)
         context.handover.attention = True
         self._padded: tuple[Tensor, Tensor] | None = None
+        self._sizes = BlockSizes()
         self._exchange: tuple[Moment, HeadExchange] | None = None
         self._served: ServedAttention | None = None
 
@@ -103,6 +105,7 @@ class SparseAttention(Method):
 
     def end_run(self) -> None:
         self._padded = self._exchange = None
+        self._sizes.clear()
 
     def _wanted(self, moment: Moment, depth: int) -> bool:
         """Whether a block at this depth is to be sparse."""
@@ -145,6 +148,7 @@ class SparseAttention(Method):
                 config.block_size,
                 config.tiling != "none" and order is None,
                 exchange,
+                self._sizes,
             )
         except NotInBlocks as reason:
             record.event(name, "dense", moment, layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -221,6 +222,29 @@ def test_another_text_within_a_run_is_computed_anew() -> None:
     with accel.enable(pipe, cache="flashblock", density=0.5, dense_steps=0.1, interval=8) as session:
         case.run(pipe, **call)
     assert last(session)["methods"]["flashblock"]["refreshed_by_step"] == [0, layers, 0, layers, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("name", "masks"), [("flux", 0), ("hunyuan_video", 1)])
+@pytest.mark.parametrize("settings", [ADASPA, {}], ids=["adaspa", "alone"])
+def test_the_device_is_not_asked_in_every_layer(
+    name: str, masks: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a text, whether blocks are still of the same sizes; with a mask at most once in a call of the denoiser."""
+    case = TINY[name]
+    pipe = case.build()
+    plain_equal, asked = torch.equal, []
+
+    def equal(one: Tensor, other: Tensor) -> bool:
+        if sys._getframe(1).f_globals["__name__"].startswith("accel.methods"):
+            asked.append(one.shape)
+        return plain_equal(one, other)
+
+    monkeypatch.setattr(torch, "equal", equal)
+    with accel.enable(pipe, **settings, cache="flashblock") as session:
+        case.run(pipe)
+    run = last(session)
+    assert run["methods"]["flashblock"]["reused"] > 0
+    assert len(asked) <= masks * run["steps"] * len(run["branches"])
 
 
 @pytest.mark.interpreter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def built() -> tuple[Any, Tensor]:
 def calibrated(**bounds: float) -> Calibration:
     pipe, _ = built()
     return calibrate_flashblock(pipe, [lambda: CASE.run(pipe)], config=FlashBlockConfig(density=DENSITY, **bounds))
+
+
+def middle() -> float:
+    """A change of the log-sum-exp that some heads exceed and others do not."""
+    return sorted(value for values in calibrated().drift.values() for value in values)[20]
 
 
 def run_with(calibration: Calibration, folder: Path, **call: Any) -> tuple[Tensor, dict[str, Any], str]:
@@ -110,9 +116,8 @@ def test_all_heads_anew_is_dense_and_none_is_the_least(tmp_path: Path) -> None:
     _, plain = built()
     layers = len(built()[0].transformer.blocks)
     errors, reports = {}, {}
-    middle = sorted(value for values in calibrated().drift.values() for value in values)[20]
     for name, bounds in {
-        "some": {"similarity": 0.0, "lse_drift": middle},
+        "some": {"similarity": 0.0, "lse_drift": middle()},
         "none": {"similarity": -1.0, "lse_drift": 100.0},
     }.items():
         out, reports[name], text = run_with(calibrated(**bounds), tmp_path)
@@ -124,6 +129,26 @@ def test_all_heads_anew_is_dense_and_none_is_the_least(tmp_path: Path) -> None:
     with pytest.warns(accel.AccelWarning, match="every call was due for a refresh by the calibration"):
         out, _, _ = run_with(calibrated(similarity=1.0, lse_drift=0.0), tmp_path)
     assert (out - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_which_heads_are_anew_goes_to_the_device_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each copy makes the host wait for a GPU."""
+    made = calibrated(similarity=0.0, lse_drift=middle())
+    on_device = made.on_device(torch.device("cpu"))
+    for place, (anew, numbers) in on_device.items():
+        _, step, layer = place.split("/")
+        assert anew.tolist() == made.heads(moment(int(step)), int(layer))
+        assert numbers.tolist() == [head for head, one in enumerate(anew.tolist()) if one]
+    plain_tensor, copies = torch.tensor, []
+
+    def tensor(*args: Any, **kwargs: Any) -> Tensor:
+        if sys._getframe(1).f_globals["__name__"].startswith("accel.methods.flashblock"):
+            copies.append(kwargs["device"])
+        return plain_tensor(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    _, report, _ = run_with(made, tmp_path)
+    assert report["reused"] > 0 and report["density"] > 5 / 9 and len(copies) == 2
 
 
 def test_without_a_file_the_interval_holds_and_is_named() -> None:
