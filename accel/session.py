@@ -315,7 +315,11 @@ def disable(pipe: Any) -> None:
 
 
 def summary(pipe: Any) -> Summary:
-    """What really ran on an enabled pipeline; after `disable`, ask the session that `enable` returned."""
+    """What really ran on an enabled pipeline; after `disable`, ask the session that `enable` returned.
+
+    Raises:
+        AccelError: the pipeline is not enabled.
+    """
     session = _session(pipe)
     if session is None:
         raise AccelError(
@@ -334,7 +338,12 @@ def resolve(
     """The configuration that a call of `enable` means.
 
     `given` are the keywords attention, cache and quantize, which replace what the preset or the file says of them; with
-    one of them and nothing else, the others stay off.
+    one of them and nothing else, the others stay off. `overrides` are settings as in `AccelConfig.with_overrides`.
+    `beside`: the model's folder, whose `accel_config.json` counts where nothing else is said.
+
+    Raises:
+        AccelError: one line that names what is wrong and the nearest thing that works: no such preset or method, a file
+            that cannot be read, an unknown setting or an impossible value.
     """
     chosen = {keyword: value for keyword, value in (given or {}).items() if value is not None}
     if preset_or_config is None:

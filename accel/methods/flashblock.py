@@ -80,6 +80,7 @@ class FlashBlockConfig(MethodConfig):
         "density": "raise",
         "dense_steps": "raise",
     }
+    files: ClassVar[tuple[str, ...]] = ("calibration",)
     alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
     brings: ClassVar[tuple[Brings, ...]] = (
         Brings("prior", "interval", unless=(1,)),
