@@ -171,7 +171,7 @@ class AccelConfig(BaseModel):
         A relative path among the settings, as of a calibration, is meant from beside the file.
 
         Raises:
-            AccelError: one line, with the file's name: it cannot be read, is neither JSON nor YAML, has another version,
+            AccelError: one line with the file's name: it cannot be read, is neither JSON nor YAML, has another version,
                 or says what is unknown or impossible.
         """
         path = Path(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
@@ -22,6 +22,7 @@ from accel.methods.base import Context, Keyword, MethodConfig, Toward, register
 from accel.methods.flashblock_calibration import Measurements
 from accel.methods.flashblock_chunks import ChunkFlashBlock
 from accel.methods.flashblock_form import FlashBlockForm, for_branches
+from accel.methods.handover import BlockChoice
 from accel.methods.mass_selection import MassSelection
 from accel.methods.needs import Brings, Needs, Slot
 from accel.methods.residual import Residual, Residuals, needed
@@ -142,6 +143,7 @@ class FlashBlock(FlashBlockForm):
 
     def start_run(self, num_steps: int) -> None:
         self._forget()
+        self.require_same_weights()
         self.hold_to(num_steps=num_steps)
         if self._own is not None:
             self._own.start_run(num_steps)
@@ -159,15 +161,15 @@ class FlashBlock(FlashBlockForm):
     def start_call(self, moment: Moment) -> None:
         self.demand_refresh(moment, self._residuals.oldest(moment))
 
-    def expect(self, moment: Moment, query: Tensor, density: float, block_size: int) -> None:
+    def expect(self, moment: Moment, query: Tensor, choice: BlockChoice) -> None:
         branch = (moment.denoiser, moment.branch)
-        if moment.grid is None or density == 1.0 or branch in self._fitting:
+        if moment.grid is None or choice.density == 1.0 or branch in self._fitting:
             return
-        self.hold_to(density=density, block_size=block_size)
+        self.hold_to(**asdict(choice))
         self._fitting.add(branch)
         layers, branches = self.layers(moment), self.branches(moment, self._fitting)
         image = math.prod(moment.grid)
-        need = needed(query, image, density, block_size, totals=self._residuals.totals)
+        need = needed(query, image, choice.density, choice.block_size, totals=self._residuals.totals)
         self.require_room(
             branches * layers * (need.outputs + need.beside),
             query.device,

@@ -21,20 +21,27 @@ from torch import Tensor
 from accel.errors import AccelError
 from accel.runtime.clock import Moment
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a calibration holds for; `fingerprint` is that of the weights, `num_steps` the steps of a run or a chunk.
+    """What a calibration holds for.
 
-    Where no blocks are chosen, density and block_size are None.
+    Attributes:
+        fingerprint: of the weights.
+        num_steps: of a run or a chunk.
+        chosen_by: the method that chose the exact blocks, with its density, block_size and tiling; all four are None
+            where no blocks are chosen.
+        similarity, lse_drift: the bounds.
     """
 
     fingerprint: str
     num_steps: int
+    chosen_by: str | None
     density: float | None
     block_size: int | None
+    tiling: str | None
     similarity: float
     lse_drift: float
 
@@ -80,7 +87,11 @@ class Calibration:
         for name, value in conditions.items():
             measured = getattr(self.conditions, name)
             if measured != value:
-                what = "other weights" if name == "fingerprint" else f"{name}={measured}, not {value}"
+                what = f"{name}={measured}, not {value}"
+                if name == "fingerprint":
+                    what = "other weights"
+                elif name == "chosen_by":
+                    what = f"blocks that {measured} chooses, not {value}"
                 raise AccelError(f"flashblock: the calibration was made for {what}: calibrate again")
 
     def describe(self) -> str:

@@ -75,7 +75,8 @@ class ChunkFlashBlock(FlashBlockForm):
 
     def start_run(self, num_steps: int) -> None:
         self._forget()
-        self.hold_to(num_steps=num_steps, density=None, block_size=None)
+        self.require_same_weights()
+        self.hold_to(num_steps=num_steps, **dict.fromkeys(("chosen_by", "density", "block_size", "tiling")))
         if self._served is not None:
             self._served.start_run()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accel.errors import AccelError
 from accel.methods.base import Context, Method
-from accel.methods.fingerprint import fingerprint
+from accel.methods.fingerprint import adapters, fingerprint
 from accel.methods.flashblock_calibration import Calibration, Measurements, place_of
 from accel.methods.needs import Slot
 from accel.pipelines.context_parallel import sharing_tokens
@@ -30,6 +30,7 @@ class FlashBlockForm(Method):
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         self._calibration: Calibration | None = None
+        self._adapters: tuple[tuple[str, ...], ...] = ()
         self._measuring: Measurements | None = None
         self._limit: float | None = None
         self._anew: dict[torch.device, dict[str, tuple[Tensor, Tensor]]] = {}
@@ -57,6 +58,15 @@ class FlashBlockForm(Method):
             self._calibration = Calibration.load(self.config.calibration)
             bounds = {name: getattr(self.config, name) for name in ("similarity", "lse_drift")}
             self._calibration.check(fingerprint=self.fingerprint, **bounds)
+            self._adapters = adapters(self.context.facts.denoisers)
+
+    def require_same_weights(self) -> None:
+        """Raises `AccelError` where an adapter came or went since the calibration was read."""
+        if self._calibration is not None and adapters(self.context.facts.denoisers) != self._adapters:
+            raise AccelError(
+                f"{self.name}: the calibration was made for other weights: an adapter, such as a LoRA, was loaded or "
+                "taken out after enable; take it back, or calibrate again with it"
+            )
 
     def hold_to(self, **conditions: Any) -> None:
         """Raises `AccelError` where a calibration was made, or is being made, under others."""

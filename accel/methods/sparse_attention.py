@@ -19,6 +19,7 @@ from accel.kernels.arrangement import let_go_of_arrangements
 from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method
 from accel.methods.block_sizes import BlockSizes
+from accel.methods.handover import BlockChoice
 from accel.methods.needs import FAST_DEVICES, Brings, Needs, Slot
 from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import (
@@ -66,6 +67,7 @@ class SparseAttention(Method):
         context.handover.attention = True
         self._padded: tuple[Tensor, Tensor] | None = None
         self._sizes = BlockSizes()
+        self._choice = BlockChoice(config.method, config.density, config.block_size, config.tiling)
         self._exchange: tuple[Moment, HeadExchange] | None = None
         self._served: ServedAttention | None = None
 
@@ -132,7 +134,7 @@ class SparseAttention(Method):
         exchange = self._exchange_of(moment, query, call) if wanted or prior is not None else None
         if prior is not None:
             whole = query if exchange is None else exchange.like(query)
-            prior.expect(moment, whole, self.config.density, self.config.block_size)
+            prior.expect(moment, whole, self._choice)
         if not wanted:
             record.event(name, "dense", moment, layer)
             return self._dense(query, key, value, call)

@@ -17,6 +17,7 @@ from accel.errors import AccelError, AccelWarning
 from accel.kernels.forms import use
 from accel.methods import flashblock_form
 from accel.methods.flashblock import FlashBlock, FlashBlockConfig
+from accel.methods.handover import BlockChoice
 from accel.methods.residual import Residuals, needed
 from accel.pipelines.families import families
 from accel.runtime.clock import Clock, Moment
@@ -311,10 +312,11 @@ def wan_14b(limit: float | None) -> Any:
 def test_wan_14b_at_720p_is_refused_with_the_number() -> None:
     query = torch.empty(1, 75600, 40, 128, dtype=torch.bfloat16, device="meta")
     at = Moment(0, 0, 0, 50, "cond", "transformer", (21, 45, 80))
+    choice = BlockChoice("adaspa", density=0.125, block_size=64, tiling="call")
     line = r"hold 66.3 GB, more than memory_limit=60.0 .* 75,600 tokens it keeps 28.8 GiB of outputs .* 2 guidance"
     with pytest.raises(AccelError, match=line):
-        wan_14b(60.0).expect(at, query, 0.125, 64)
-    wan_14b(70.0).expect(at, query, 0.125, 64)
+        wan_14b(60.0).expect(at, query, choice)
+    wan_14b(70.0).expect(at, query, choice)
 
 
 def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
