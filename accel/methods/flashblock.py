@@ -54,12 +54,14 @@ class FlashBlockConfig(MethodConfig):
         lse_drift: Change of the log-sum-exp over which it does. The paper uses 0.05.
         interval: Steps from one computation of the blocks that are not exact, or of the attention over earlier chunks,
             to the next; 1 keeps nothing and gives the bits of the attention beside it, or the plain ones. 3 is chosen
-            by us for runs without calibration.
+            by us for runs without calibration, and measured with the defaults of all other settings alone
+            (bench/results/cpu/tdc.md, printed by `python -m bench.tdc`); other values are not measured.
         memory_limit: Gigabytes (1e9 bytes) that all guidance branches together may hold; a run that needs more is
             refused. None is half of what the device has free when the first part is kept in a run.
         density: Fraction of the image's key blocks that are exact on the steps between; None is 0.25, chosen by us. 1
-            gives the plain bits.
-        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.2, chosen by us.
+            gives the plain bits. Measured as the interval is: only together with the other defaults.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.2, chosen by us. Measured
+            as the interval is.
         block_size: Tokens of a block; None is 64.
         tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call",
             "forward" or "none", as in PISA; None is "call".
@@ -117,7 +119,8 @@ class FlashBlockConfig(MethodConfig):
 class FlashBlock(FlashBlockForm):
     """Residual reuse on one pipeline; it is the prior of the sparse attention beside it, or of its own."""
 
-    needs: ClassVar[Needs] = replace(SparseAttention.needs, attention=("self", "joint", "chunk"))
+    # Of fewer steps, too few are left between those that stay dense and those that refresh. Chosen by us, not measured.
+    needs: ClassVar[Needs] = replace(SparseAttention.needs, attention=("self", "joint", "chunk"), steps=8)
     config: FlashBlockConfig
 
     def __init__(self, config: FlashBlockConfig, context: Context) -> None:

@@ -35,7 +35,7 @@ class Past:
     """One layer's attention over the chunks before.
 
     Attributes:
-        out: (B, S, H, D) in the dtype of the query.
+        out: (B, S, H, D) in the dtype of the query, for the reasons that `accel.methods.residual.Residual` gives.
         lse: float32 (B, H, S), its log-sum-exp.
         tokens: of the chunks before.
         step: when all heads were computed.

@@ -165,6 +165,17 @@ def test_steps_that_refresh_and_the_summary() -> None:
     assert need.outputs == query.nbytes
 
 
+@pytest.mark.parametrize(
+    ("steps", "notes"), [(7, ["flashblock brings little with fewer than 8 steps: 7 here"]), (8, [])]
+)
+def test_few_steps_are_remarked(steps: int, notes: list[str]) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, cache="flashblock") as session:
+        case.run(pipe, num_inference_steps=steps)
+    assert last(session)["notes"] == notes and last(session)["methods"]["flashblock"]["reused"] > 0
+
+
 def test_a_search_refreshes_and_a_refresh_is_computed() -> None:
     case = TINY["wan"]
     pipe = case.build()

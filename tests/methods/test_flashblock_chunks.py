@@ -107,6 +107,7 @@ def test_chunks_begin_with_a_refresh_and_the_summary_says_so() -> None:
         first, second = small(pipe), small(pipe)
     assert torch.equal(first, second) and 0 < apart(first, plain) < 0.05
     run, found = last(session), report(session)
+    assert run["notes"] == [], "a chunk has few steps, and its past is long"
     assert (run["steps"], run["planned_steps"], run["chunks"], run["filling_calls"]) == (15, 15, 3, 2)
     assert run["branches"] == ["cond_uncond"] and run["grid"] == [1, 8, 8]
     assert found["refreshed_by_step"] == [0] * 5 + [LAYERS, 0, 0, LAYERS, 0] * 2
