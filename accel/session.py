@@ -34,7 +34,7 @@ from accel.runtime.call_runs import watch_calls
 from accel.runtime.clock import Clock
 from accel.runtime.hooks import HookSet, hook_of
 from accel.runtime.recorder import Recorder
-from accel.runtime.runs import watch_branches, watch_runs, watcher_of
+from accel.runtime.runs import watch_branches, watch_runs, watch_whole_calls, watcher_of
 
 _UNNAMED = (
     "a run went by plainly: its calls of the denoiser name no guidance branch, "
@@ -93,6 +93,7 @@ class Session:
                     self._undo.append(self._hooks.add(denoiser.module, partial(self._denoise, denoiser)))
                     self._undo.append(watch_branches(denoiser.module, self._clock))
                 self._undo.append(self._watch())
+                self._undo.append(watch_whole_calls(self._pipe, self._call_began, self._recorder.call_over))
         except BaseException:
             self._take_off()
             raise
@@ -138,11 +139,18 @@ class Session:
             return watch_runs(self._pipe, self._start_run, self._end_run, owner=self)
         return watch_calls(self._pipe, marks, self._start_run, self._end_run, owner=self)
 
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(getattr(self._pipe, "_execution_device", "cpu"))
+
+    def _call_began(self) -> None:
+        self._recorder.call_began(self._device)
+
     def _start_run(self, num_steps: int) -> None:
         check_guider(self._pipe, self._facts)
         displaced = self._displaced()
         self._outside_before = self._recorder.outside_calls
-        device = torch.device(getattr(self._pipe, "_execution_device", "cpu"))
+        device = self._device
         self._recorder.start_run(num_steps, device, by_calls=self._facts.family.marks is not None)
         self._clock.start_run(num_steps, guided=guides(self._pipe))
         for method in self._methods:
