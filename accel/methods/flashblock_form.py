@@ -115,6 +115,10 @@ class FlashBlockForm(Method):
             return self.config.memory_limit * 1e9
         free = free_bytes(device)
         if free is None:
+            self.context.recorder.note(
+                f"{self.name}: {device.type} does not tell what memory it has free, so that what is held was not "
+                "checked: give a memory_limit to have it checked"
+            )
             return math.inf
         sharing = (sharing_tokens(denoiser.module) for denoiser in self.context.facts.denoisers)
         ranks = next((each for each in sharing if each is not None), None)

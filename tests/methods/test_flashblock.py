@@ -345,8 +345,15 @@ def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPat
     with accel.enable(pipe, cache="flashblock"), pytest.raises(AccelError, match=r"half of the free memory, 0.001 GB"):
         case.run(pipe)
     monkeypatch.setattr(flashblock_form, "free_bytes", lambda device: None)
-    with accel.enable(pipe, cache="flashblock"):
+    with accel.enable(pipe, cache="flashblock") as session:
         assert not torch.equal(case.run(pipe), plain)
+    (note,) = last(session)["notes"]
+    assert note.startswith(
+        "flashblock: cpu does not tell what memory it has free, so that what is held was not checked"
+    )
+    with accel.enable(pipe, cache="flashblock", memory_limit=1.0) as session:
+        case.run(pipe)
+    assert last(session)["notes"] == []
     assert torch.equal(case.run(pipe), plain)
 
 
