@@ -7,13 +7,14 @@ The form in a file is JSON or YAML::
       - {method: delta, interval: 3}
 
 `attention` and `quantize` hold one method each, `cache` a list; `optional` names those of them that are left out, with
-a note, on a model that does not allow them.
+a note, on a model that does not allow them. Relative paths in a file are meant from beside it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,11 @@ class AccelConfig(BaseModel):
         super().__init__(**_resolved(data))
 
     def with_methods(self, **chosen: Any) -> AccelConfig:
-        """A copy with other methods under some of the keywords; those are not optional."""
+        """A copy with other methods under some of the keywords; those are not optional.
+
+        Raises:
+            AccelError: one line: no such method, one that goes to another keyword, or an impossible setting.
+        """
         kept = {keyword: getattr(self, keyword) for keyword in _KEYWORDS if keyword not in chosen}
         names = [c.method for keyword in kept for c in _listed(kept[keyword])]
         optional = tuple(name for name in self.optional if name in names)
@@ -74,6 +79,10 @@ class AccelConfig(BaseModel):
 
         A flat keyword goes to the one active method that has a field of that name; a path such as `cache.interval` or
         `cache.delta.interval` names the method.
+
+        Raises:
+            AccelError: one line: no active method has the setting, several have it, a path names no single one, or the
+                value is impossible.
         """
         changes: dict[str, dict[str, Any]] = {}
         for path, value in overrides.items():
@@ -83,7 +92,7 @@ class AccelConfig(BaseModel):
         return self._replaced(changes)
 
     def with_setting(self, path: str, value: Any) -> AccelConfig:
-        """A copy with one setting, by its flat name or its path."""
+        """A copy with one setting, by its flat name or its path; raises `AccelError` as `with_overrides`."""
         return self.with_overrides({path: value})
 
     def _owner(self, name: str, value: Any) -> str:
@@ -126,22 +135,45 @@ class AccelConfig(BaseModel):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> AccelConfig:
-        """Reads plain data; whatever is unknown or impossible is refused in one line."""
+        """Reads plain data, as `to_dict` gives it.
+
+        Raises:
+            AccelError: one line that names what is unknown or impossible: no mapping, a key, a method or a setting, a
+                value out of bounds, or another version than this Accel reads.
+        """
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             found = "nothing" if data is None else type(data).__name__
             raise AccelError(f"a configuration is a mapping with {', '.join(_KEYWORDS)}, not {found}")
         return cls(**data)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes `accel_config.json` into a model's folder, where `accel.enable` finds it."""
+        """Writes `accel_config.json` into a model's folder, where `accel.enable` finds it.
+
+        Files that settings name, such as a calibration, are named from beside it where they lie in the folder, so that
+        the folder may be moved, and by their whole path elsewhere; they are not copied.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         path = Path(folder) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        data = self._with_files(partial(_from_beside, path.parent)).to_dict()
+        path.write_text(json.dumps(data, indent=2) + "\n")
         return path
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> AccelConfig:
-        """Reads a JSON or YAML file, or the `accel_config.json` of a folder."""
+        """Reads a JSON or YAML file, or the `accel_config.json` of a folder.
+
+        A relative path among the settings, as of a calibration, is meant from beside the file.
+
+        Raises:
+            AccelError: one line with the file's name: it cannot be read, is neither JSON nor YAML, has another version,
+                or says what is unknown or impossible.
+        """
         path = Path(path)
         file = path / CONFIG_NAME if path.is_dir() else path
         try:
@@ -152,7 +184,7 @@ class AccelConfig(BaseModel):
         except yaml.YAMLError as error:
             raise AccelError(f"{file} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
         try:
-            return cls.from_dict(data)
+            return cls.from_dict(data)._with_files(lambda name: str(file.parent / name))
         except AccelError as error:
             raise AccelError(f"{file}: {error}") from error
 
@@ -160,6 +192,16 @@ class AccelConfig(BaseModel):
         """The settings of one of the methods that mean something beside the others."""
         beside = self.attention is not None and config is not self.attention
         return set(type(config).model_fields) - (config.alone if beside else frozenset())
+
+    def _with_files(self, change: Callable[[str], str]) -> AccelConfig:
+        """With other paths of the files that settings name."""
+        named = {c.method: {name: getattr(c, name) for name in c.files} for c in self.methods}
+        return self._replaced(
+            {
+                method: {name: change(path) for name, path in files.items() if path is not None}
+                for method, files in named.items()
+            }
+        )
 
     def _replaced(self, changes: Mapping[str, dict[str, Any]]) -> AccelConfig:
         """With other values for some settings, by method."""
@@ -194,6 +236,12 @@ def _resolved(data: dict[str, Any]) -> dict[str, Any]:
     names = [c.method for keyword in _KEYWORDS for c in _listed(resolved[keyword])]
     resolved["optional"] = _optional(data.get("optional"), names)
     return resolved
+
+
+def _from_beside(folder: Path, path: str) -> str:
+    """A file's path from a folder that it lies in, or its whole path."""
+    whole = Path(path).absolute()
+    return str(whole.relative_to(folder.absolute()) if whole.is_relative_to(folder.absolute()) else whole)
 
 
 def method_names(keyword: str) -> list[str]:

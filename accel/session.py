@@ -22,6 +22,7 @@ from accel.pipelines.sites import (
     PipelineFacts,
     check_guider,
     chunk_place,
+    guides,
     inspect_pipeline,
     token_grid,
     told_branch,
@@ -33,7 +34,7 @@ from accel.runtime.call_runs import watch_calls
 from accel.runtime.clock import Clock
 from accel.runtime.hooks import HookSet, hook_of
 from accel.runtime.recorder import Recorder
-from accel.runtime.runs import watch_branches, watch_runs, watcher_of
+from accel.runtime.runs import watch_branches, watch_runs, watch_whole_calls, watcher_of
 
 _UNNAMED = (
     "a run went by plainly: its calls of the denoiser name no guidance branch, "
@@ -92,6 +93,7 @@ class Session:
                     self._undo.append(self._hooks.add(denoiser.module, partial(self._denoise, denoiser)))
                     self._undo.append(watch_branches(denoiser.module, self._clock))
                 self._undo.append(self._watch())
+                self._undo.append(watch_whole_calls(self._pipe, self._call_began, self._recorder.call_over))
         except BaseException:
             self._take_off()
             raise
@@ -137,13 +139,20 @@ class Session:
             return watch_runs(self._pipe, self._start_run, self._end_run, owner=self)
         return watch_calls(self._pipe, marks, self._start_run, self._end_run, owner=self)
 
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(getattr(self._pipe, "_execution_device", "cpu"))
+
+    def _call_began(self) -> None:
+        self._recorder.call_began(self._device)
+
     def _start_run(self, num_steps: int) -> None:
         check_guider(self._pipe, self._facts)
         displaced = self._displaced()
         self._outside_before = self._recorder.outside_calls
-        device = torch.device(getattr(self._pipe, "_execution_device", "cpu"))
+        device = self._device
         self._recorder.start_run(num_steps, device, by_calls=self._facts.family.marks is not None)
-        self._clock.start_run(num_steps)
+        self._clock.start_run(num_steps, guided=guides(self._pipe))
         for method in self._methods:
             method.start_run(num_steps)
             for text in remarks(method, num_steps, device.type):
@@ -314,7 +323,11 @@ def disable(pipe: Any) -> None:
 
 
 def summary(pipe: Any) -> Summary:
-    """What really ran on an enabled pipeline; after `disable`, ask the session that `enable` returned."""
+    """What really ran on an enabled pipeline; after `disable`, ask the session that `enable` returned.
+
+    Raises:
+        AccelError: the pipeline is not enabled.
+    """
     session = _session(pipe)
     if session is None:
         raise AccelError(
@@ -333,7 +346,12 @@ def resolve(
     """The configuration that a call of `enable` means.
 
     `given` are the keywords attention, cache and quantize, which replace what the preset or the file says of them; with
-    one of them and nothing else, the others stay off.
+    one of them and nothing else, the others stay off. `overrides` are settings as in `AccelConfig.with_overrides`.
+    `beside`: the model's folder, whose `accel_config.json` counts where nothing else is said.
+
+    Raises:
+        AccelError: one line that names what is wrong and the nearest thing that works: no such preset or method, a file
+            that cannot be read, an unknown setting or an impossible value.
     """
     chosen = {keyword: value for keyword, value in (given or {}).items() if value is not None}
     if preset_or_config is None:

@@ -143,6 +143,14 @@ def inspect_pipeline(pipe: Any) -> PipelineFacts:
     return PipelineFacts(family, guidance, denoisers)
 
 
+def guides(pipe: Any) -> bool:
+    """Whether the run that is on does guidance where its pipeline's class can; True where the pipeline does not tell.
+
+    As with `guidance_scale=1`, a pipeline that calls once for each branch then makes one call in each step.
+    """
+    return bool(getattr(pipe, "do_classifier_free_guidance", True))
+
+
 def check_guider(pipe: Any, facts: PipelineFacts) -> None:
     """Raises `AccelError` where the pipeline has got a guider since that cannot be followed or has other branches."""
     if facts.family.guiders:

@@ -149,7 +149,7 @@ def _calibration(pipe: Any) -> Calibration:
     weights = fingerprint("flashblock", inspect_pipeline(pipe).denoisers)
     places = [f"transformer/{step}/{layer}" for step in range(STEPS) for layer in range(4)]
     return Calibration(
-        Conditions(weights, STEPS, density=0.5, block_size=64, similarity=0.85, lse_drift=0.05),
+        Conditions(weights, STEPS, "flashblock", 0.5, 64, "call", similarity=0.85, lse_drift=0.05),
         cosine={place: [1.0, 0.0] for place in places},
         drift={place: [0.0, 0.0] for place in places},
     )

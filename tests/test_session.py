@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import threading
+import time
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -190,6 +191,36 @@ def test_summary_in_three_forms_before_and_after_disable(pipe: Any) -> None:
     assert report["relative_change"] > 0
     assert f"reused {report['reused']} of 64 block calls" in str(summary)
     assert "576 tokens (3×12×16)" in str(summary)
+
+
+def test_the_whole_call_is_timed_where_the_pipeline_tells_both_of_its_ends(pipe: Any) -> None:
+    def stop(*_: Any) -> dict[str, Any]:
+        raise RuntimeError("stopped by the test")
+
+    before = snapshot(pipe)
+    with accel.enable(pipe, cache="none") as session:
+        began = time.perf_counter()
+        TINY["wan"].run(pipe)
+        elapsed = time.perf_counter() - began
+        try:
+            TINY["wan"].run(pipe, callback_on_step_end=stop)
+        except RuntimeError:
+            pipe.maybe_free_model_hooks()  # As whoever goes on after a failure does.
+        pipe.maybe_free_model_hooks()
+    assert snapshot(pipe) == before
+    whole, broken = session.summary().to_dict()["runs"]
+    assert whole["denoiser_seconds"] <= whole["seconds"] < whole["call_seconds"] < elapsed, (
+        "the text is encoded outside"
+    )
+    assert (broken["state"], broken["call_seconds"]) == ("broken off", None)
+    text = str(session.summary())
+    assert f"{whole['seconds']:.2f} s in the loop, {whole['call_seconds']:.2f} s in all" in text
+    assert text.count(" s in all") == 1
+    other = TINY["dit"].build()
+    with accel.enable(other, cache="none") as session:
+        TINY["dit"].run(other)
+    assert session.summary().to_dict()["runs"][0]["call_seconds"] is None, "it checks no arguments"
+    assert str(session.summary()).endswith(" s in the loop")
 
 
 def test_the_summary_tells_the_settings_as_they_held(pipe: Any) -> None:

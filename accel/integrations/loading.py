@@ -32,6 +32,9 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load a diffusers pipeline of the right class, from safetensors only, running no code of the model's.
 
+    An `accel_config.json` in a model's folder is what `accel.enable` goes by where it is given the pipeline alone; it
+    is read, or refused, there.
+
     Args:
         model: `"demo"`, the built-in model; or a folder that `save_pretrained` wrote; or a hub id such as
             `"org/name"`, downloaded unless it is in the cache. A folder that is called demo is `"./demo"`.

@@ -41,6 +41,8 @@ class MethodConfig(BaseModel):
     approximate: ClassVar[frozenset[str]] = frozenset()
     # Of those settings, what brings a call nearer to the plain pipeline's; the opposite makes it cheaper.
     toward_plain: ClassVar[dict[str, Toward]] = {}
+    # Settings that name a file. In a configuration's file they are read from beside it.
+    files: ClassVar[tuple[str, ...]] = ()
     # What its settings bring along that rules speak of.
     brings: ClassVar[tuple[Brings, ...]] = ()
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from accel.kernels.block_bits import lists_of, to_bits
 from accel.kernels.block_statistics import BlockStatistics
 from accel.methods.base import steps_in
+from accel.methods.block_sizes import same_sizes
 from accel.methods.sparse_call import Blocks, SparseCall
 from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
@@ -56,9 +56,7 @@ class Found:
     def fits(self, call: SparseCall) -> bool:
         """Whether the choice was made for blocks such as the call's: a callback may change the text within a run."""
         same = self.shape == _shape(call) and self.bits.device == call.query.device
-        same = same and self.sizes.shape == call.sizes.shape and self.image == call.image
-        # Without text the sizes follow from the shape, and asking the device can be spared.
-        return same and (call.always is None or torch.equal(self.sizes, call.sizes))
+        return same and self.image == call.image and same_sizes(self.sizes, call.sizes)
 
     def chosen(self) -> Blocks:
         """The lists of blocks again, for one call."""

@@ -32,3 +32,8 @@ def fingerprint(method: str, denoisers: Iterable[Denoiser]) -> str:
             some = values[:: max(1, values.numel() // _VALUES)].float().cpu().numpy().tobytes()
             found.update(f"{denoiser.name}.{name}{tuple(parameter.shape)}".encode() + some)
     return found.hexdigest()[:16]
+
+
+def adapters(denoisers: Iterable[Denoiser]) -> tuple[tuple[str, ...], ...]:
+    """Names of the adapters, such as LoRAs, that are loaded into each denoiser; nothing is read of any weight."""
+    return tuple(tuple(getattr(denoiser.module, "peft_config", ())) for denoiser in denoisers)

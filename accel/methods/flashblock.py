@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar, Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +21,8 @@ from accel.errors import AccelError
 from accel.methods.base import Context, Keyword, MethodConfig, Toward, register
 from accel.methods.flashblock_calibration import Measurements
 from accel.methods.flashblock_chunks import ChunkFlashBlock
-from accel.methods.flashblock_form import FlashBlockForm
+from accel.methods.flashblock_form import FlashBlockForm, for_branches
+from accel.methods.handover import BlockChoice
 from accel.methods.mass_selection import MassSelection
 from accel.methods.needs import Brings, Needs, Slot
 from accel.methods.residual import Residual, Residuals, needed
@@ -54,12 +54,14 @@ class FlashBlockConfig(MethodConfig):
         lse_drift: Change of the log-sum-exp over which it does. The paper uses 0.05.
         interval: Steps from one computation of the blocks that are not exact, or of the attention over earlier chunks,
             to the next; 1 keeps nothing and gives the bits of the attention beside it, or the plain ones. 3 is chosen
-            by us for runs without calibration.
+            by us for runs without calibration, and measured with the defaults of all other settings alone
+            (bench/results/cpu/tdc.md, printed by `python -m bench.tdc`); other values are not measured.
         memory_limit: Gigabytes (1e9 bytes) that all guidance branches together may hold; a run that needs more is
             refused. None is half of what the device has free when the first part is kept in a run.
         density: Fraction of the image's key blocks that are exact on the steps between; None is 0.25, chosen by us. 1
-            gives the plain bits.
-        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.2, chosen by us.
+            gives the plain bits. Measured as the interval is: only together with the other defaults.
+        dense_steps: Fraction of the run's steps, from the start, that stay dense; None is 0.2, chosen by us. Measured
+            as the interval is.
         block_size: Tokens of a block; None is 64.
         tiling: When tokens are ordered so that a block is a compact patch of the picture or of the film: "call",
             "forward" or "none", as in PISA; None is "call".
@@ -69,12 +71,11 @@ class FlashBlockConfig(MethodConfig):
     keyword: ClassVar[Keyword] = "cache"
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
         "refreshed": ("interval", "calibration", "similarity", "lse_drift"),
-        "reused": ("interval", "calibration", "similarity", "lse_drift"),
+        # The last two where it chooses the blocks itself.
+        "reused": ("interval", "calibration", "similarity", "lse_drift", "density", "dense_steps"),
         "dense": ("dense_steps",),
-        # Where it chooses the blocks itself.
-        "sparse": ("density", "dense_steps"),
     }
-    approximate: ClassVar[frozenset[str]] = frozenset({"reused", "sparse"})
+    approximate: ClassVar[frozenset[str]] = frozenset({"reused"})
     toward_plain: ClassVar[dict[str, Toward]] = {
         "interval": "lower",
         "similarity": "raise",
@@ -82,6 +83,7 @@ class FlashBlockConfig(MethodConfig):
         "density": "raise",
         "dense_steps": "raise",
     }
+    files: ClassVar[tuple[str, ...]] = ("calibration",)
     alone: ClassVar[frozenset[str]] = frozenset(_ALONE)
     brings: ClassVar[tuple[Brings, ...]] = (
         Brings("prior", "interval", unless=(1,)),
@@ -117,14 +119,16 @@ class FlashBlockConfig(MethodConfig):
 class FlashBlock(FlashBlockForm):
     """Residual reuse on one pipeline; it is the prior of the sparse attention beside it, or of its own."""
 
-    needs: ClassVar[Needs] = replace(SparseAttention.needs, attention=("self", "joint", "chunk"))
+    # Of fewer steps, too few are left between those that stay dense and those that refresh. Chosen by us, not measured.
+    needs: ClassVar[Needs] = replace(SparseAttention.needs, attention=("self", "joint", "chunk"), steps=8)
     config: FlashBlockConfig
 
     def __init__(self, config: FlashBlockConfig, context: Context) -> None:
         super().__init__(config, context)
         self._own: MassSelection | None = None
         self._residuals = Residuals()
-        self._forget()
+        # (denoiser, branch) for which there is memory.
+        self._fitting: set[tuple[str, str]] = set()
         if config.interval > 1:
             context.handover.prior = self
 
@@ -142,6 +146,7 @@ class FlashBlock(FlashBlockForm):
 
     def start_run(self, num_steps: int) -> None:
         self._forget()
+        self.require_same_weights()
         self.hold_to(num_steps=num_steps)
         if self._own is not None:
             self._own.start_run(num_steps)
@@ -152,31 +157,28 @@ class FlashBlock(FlashBlockForm):
             self._own.end_run()
 
     def _forget(self) -> None:
+        super()._forget()
         self._residuals.clear()
-        self._limit = None
-        # (denoiser, branch) for which there is memory.
-        self._fitting: set[tuple[str, str]] = set()
+        self._fitting.clear()
 
     def start_call(self, moment: Moment) -> None:
         self.demand_refresh(moment, self._residuals.oldest(moment))
 
-    def expect(self, moment: Moment, query: Tensor, density: float, block_size: int) -> None:
+    def expect(self, moment: Moment, query: Tensor, choice: BlockChoice) -> None:
         branch = (moment.denoiser, moment.branch)
-        if moment.grid is None or density == 1.0 or branch in self._fitting:
+        if moment.grid is None or choice.density == 1.0 or branch in self._fitting:
             return
-        self.hold_to(density=density, block_size=block_size)
+        self.hold_to(**asdict(choice))
         self._fitting.add(branch)
-        facts, layers = self.context.facts, self.layers(moment)
-        order = facts.guidance.order if facts.guidance.form == "separate" else ()
-        branches = max(len(order), sum(name == moment.denoiser for name, _ in self._fitting))
+        layers, branches = self.layers(moment), self.branches(moment, self._fitting)
         image = math.prod(moment.grid)
-        need = needed(query, image, density, block_size, totals=self._residuals.totals)
+        need = needed(query, image, choice.density, choice.block_size, totals=self._residuals.totals)
         self.require_room(
             branches * layers * (need.outputs + need.beside),
             query.device,
             f"for {layers} attentions to {image:,} tokens it keeps {layers * need.outputs / 2**30:.3g} GiB of outputs "
-            f"and {layers * need.beside / 2**30:.3g} GiB beside them for each of {branches} guidance branches; make "
-            "the picture or film smaller, or use a sparse attention with a tail instead",
+            f"and {layers * need.beside / 2**30:.3g} GiB beside them {for_branches(branches)}; make the "
+            "picture or film smaller, or use a sparse attention with a tail instead",
         )
 
     def reuse(self, call: SparseCall) -> tuple[Tensor, Tensor] | None:
@@ -191,8 +193,8 @@ class FlashBlock(FlashBlockForm):
             if flags is None or all(flags):
                 return None
             if any(flags):
-                own = flags if call.exchange is None else flags[call.exchange.heads(len(flags))]
-                heads = torch.tensor(own, device=call.query.device)
+                heads, _ = self.heads_anew(self._calibration, (call.moment, call.layer), call.query.device)
+                heads = heads if call.exchange is None else heads[call.exchange.heads(len(flags))]
                 part, others = self._residuals.others(call, kept.chosen, heads)
                 kept.renew(part, heads)
                 counts = counts + others

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,27 @@ from torch import Tensor
 from accel.errors import AccelError
 from accel.runtime.clock import Moment
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a calibration holds for; `fingerprint` is that of the weights, `num_steps` the steps of a run or a chunk.
+    """What a calibration holds for.
 
-    Where no blocks are chosen, density and block_size are None.
+    Attributes:
+        fingerprint: of the weights.
+        num_steps: of a run or a chunk.
+        chosen_by: the method that chose the exact blocks, with its density, block_size and tiling; all four are None
+            where no blocks are chosen.
+        similarity, lse_drift: the bounds.
     """
 
     fingerprint: str
     num_steps: int
+    chosen_by: str | None
     density: float | None
     block_size: int | None
+    tiling: str | None
     similarity: float
     lse_drift: float
 
@@ -48,14 +56,29 @@ class Calibration:
 
     def heads(self, moment: Moment, layer: int) -> list[bool] | None:
         """Which heads are to be computed anew, or None where nothing was measured."""
-        place = _place(moment, layer)
+        place = place_of(moment, layer)
         if place not in self.cosine:
             return None
         return self._anew(place)
 
+    def on_device(self, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+        """For every place the heads that are to be computed anew, as bool (H,) and as their numbers, int64.
+
+        In two copies to the device for all of them, because it waits for each.
+        """
+        anew = {place: self._anew(place) for place in self.cosine}
+        numbers = {place: [head for head, one in enumerate(heads) if one] for place, heads in anew.items()}
+        flags, numbered = (
+            torch.tensor(list(chain.from_iterable(lists.values())), dtype=dtype, device=device).split(
+                [len(heads) for heads in lists.values()]
+            )
+            for lists, dtype in ((anew, torch.bool), (numbers, torch.int64))
+        )
+        return dict(zip(anew, zip(flags, numbered, strict=True), strict=True))
+
     def due(self, moment: Moment) -> bool:
         """Whether any head of any layer is to be computed anew at this step."""
-        start = _place(moment, 0).removesuffix("0")
+        start = place_of(moment, 0).removesuffix("0")
         layers = [int(place.removeprefix(start)) for place in self.cosine if place.startswith(start)]
         return any(any(self.heads(moment, layer) or ()) for layer in layers)
 
@@ -64,7 +87,11 @@ class Calibration:
         for name, value in conditions.items():
             measured = getattr(self.conditions, name)
             if measured != value:
-                what = "other weights" if name == "fingerprint" else f"{name}={measured}, not {value}"
+                what = f"{name}={measured}, not {value}"
+                if name == "fingerprint":
+                    what = "other weights"
+                elif name == "chosen_by":
+                    what = f"blocks that {measured} chooses, not {value}"
                 raise AccelError(f"flashblock: the calibration was made for {what}: calibrate again")
 
     def describe(self) -> str:
@@ -116,7 +143,7 @@ class Measurements:
         cosine = F.cosine_similarity(old.float(), new.float(), dim=-1).transpose(1, 2)
         cosine = torch.where(nothing, 1.0, cosine).mean((0, 2))
         drift = torch.where(nothing, 0.0, (new_lse - old_lse).abs()).mean((0, 2))
-        self._seen.setdefault(_place(moment, layer), []).append(torch.stack([cosine, drift]))
+        self._seen.setdefault(place_of(moment, layer), []).append(torch.stack([cosine, drift]))
         return ~((cosine >= self.similarity) & (drift <= self.lse_drift))
 
     def calibration(self, fingerprint: str) -> Calibration:
@@ -135,5 +162,6 @@ class Measurements:
                 raise AccelError(f"flashblock: all calibration runs take one {name}, not {value} too")
 
 
-def _place(moment: Moment, layer: int) -> str:
+def place_of(moment: Moment, layer: int) -> str:
+    """What a calibration calls a layer's attention at a step."""
     return f"{moment.denoiser}/{moment.step}/{layer}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from accel.kernels.block_attention import block_attention, dense_attention
 from accel.kernels.blocks import number_of_blocks
 from accel.methods.base import Context
-from accel.methods.flashblock_form import FlashBlockForm
+from accel.methods.flashblock_form import FlashBlockForm, for_branches
 from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import NotInBlocks, of_one_dtype
 from accel.pipelines.attention import AttentionCall, External
@@ -35,7 +35,7 @@ class Past:
     """One layer's attention over the chunks before.
 
     Attributes:
-        out: (B, S, H, D) in the dtype of the query.
+        out: (B, S, H, D) in the dtype of the query, for the reasons that `accel.methods.residual.Residual` gives.
         lse: float32 (B, H, S), its log-sum-exp.
         tokens: of the chunks before.
         step: when all heads were computed.
@@ -75,7 +75,8 @@ class ChunkFlashBlock(FlashBlockForm):
 
     def start_run(self, num_steps: int) -> None:
         self._forget()
-        self.hold_to(num_steps=num_steps, density=None, block_size=None)
+        self.require_same_weights()
+        self.hold_to(num_steps=num_steps, **dict.fromkeys(("chosen_by", "density", "block_size", "tiling")))
         if self._served is not None:
             self._served.start_run()
 
@@ -83,9 +84,9 @@ class ChunkFlashBlock(FlashBlockForm):
         self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self._state.clear()
         self._branches.clear()
-        self._limit = None
 
     def start_call(self, moment: Moment) -> None:
         kept = self._state.at(moment).values()
@@ -134,7 +135,7 @@ class ChunkFlashBlock(FlashBlockForm):
             past.lse = torch.where(moved[:, None], fresh.lse, past.lse)
             return fresh, "measured"
         else:
-            anew = self._anew(moment, layer, past, heads)
+            anew = self._which_anew(moment, layer, past, heads)
         if past is None or all(anew):
             layers.pop(layer, None)  # Two of them at once would be more than was checked for.
             if moment.step >= moment.num_steps - 1:
@@ -144,8 +145,8 @@ class ChunkFlashBlock(FlashBlockForm):
             held = sum(one.nbytes for branch in self._state.values() for one in branch.values())
             self.context.recorder.held(self.name, held)
             return past, "refreshed"
-        if any(anew):
-            some = torch.tensor([head for head in range(heads) if anew[head]], device=query.device)
+        if any(anew) and self._calibration is not None:
+            _, some = self.heads_anew(self._calibration, (moment, layer), query.device)
             past.out[:, :, some], past.lse[:, some] = _over(query, external, scale, some)
         share = sum(anew) / heads
         computed = (own + share * external.tokens) / (own + external.tokens)
@@ -153,7 +154,7 @@ class ChunkFlashBlock(FlashBlockForm):
         self.context.recorder.figure(self.name, "keys", torch.tensor([computed]))
         return past, "reused"
 
-    def _anew(self, moment: Moment, layer: int, past: Past, heads: int) -> list[bool]:
+    def _which_anew(self, moment: Moment, layer: int, past: Past, heads: int) -> list[bool]:
         if self._calibration is None:
             return [self.stale(moment, past.step)] * heads
         # What was never measured is not trusted.
@@ -161,18 +162,14 @@ class ChunkFlashBlock(FlashBlockForm):
 
     def _check_room(self, moment: Moment, query: Tensor) -> None:
         self._branches.add((moment.denoiser, moment.branch))
-        guidance, layers = self.context.facts.guidance, self.layers(moment)
-        branches = max(
-            len(guidance.order) if guidance.form == "separate" else 1,
-            sum(name == moment.denoiser for name, _ in self._branches),
-        )
+        layers, branches = self.layers(moment), self.branches(moment, self._branches)
         batch, tokens, heads, _ = query.shape
         each = query.numel() * query.element_size() + 4 * batch * heads * tokens
         self.require_room(
             branches * layers * each,
             query.device,
             f"for {layers} attentions of {tokens:,} tokens it keeps {layers * each / 2**30:.3g} GiB of their attention "
-            f"to earlier chunks for each of {branches} guidance branches; make the chunks or the picture smaller",
+            f"to earlier chunks {for_branches(branches)}; make the chunks or the picture smaller",
         )
 
     def report(self, record: RunRecord) -> dict[str, Any]:

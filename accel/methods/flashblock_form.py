@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from accel.errors import AccelError
 from accel.methods.base import Context, Method
-from accel.methods.fingerprint import fingerprint
-from accel.methods.flashblock_calibration import Calibration, Measurements
+from accel.methods.fingerprint import adapters, fingerprint
+from accel.methods.flashblock_calibration import Calibration, Measurements, place_of
 from accel.methods.needs import Slot
 from accel.pipelines.context_parallel import sharing_tokens
 from accel.pipelines.sites import require_all_tokens
@@ -28,8 +30,10 @@ class FlashBlockForm(Method):
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         self._calibration: Calibration | None = None
+        self._adapters: tuple[tuple[str, ...], ...] = ()
         self._measuring: Measurements | None = None
         self._limit: float | None = None
+        self._anew: dict[torch.device, dict[str, tuple[Tensor, Tensor]]] = {}
 
     @property
     def name(self) -> str:
@@ -54,6 +58,15 @@ class FlashBlockForm(Method):
             self._calibration = Calibration.load(self.config.calibration)
             bounds = {name: getattr(self.config, name) for name in ("similarity", "lse_drift")}
             self._calibration.check(fingerprint=self.fingerprint, **bounds)
+            self._adapters = adapters(self.context.facts.denoisers)
+
+    def require_same_weights(self) -> None:
+        """Raises `AccelError` where an adapter came or went since the calibration was read."""
+        if self._calibration is not None and adapters(self.context.facts.denoisers) != self._adapters:
+            raise AccelError(
+                f"{self.name}: the calibration was made for other weights: an adapter, such as a LoRA, was loaded or "
+                "taken out after enable; take it back, or calibrate again with it"
+            )
 
     def hold_to(self, **conditions: Any) -> None:
         """Raises `AccelError` where a calibration was made, or is being made, under others."""
@@ -61,6 +74,19 @@ class FlashBlockForm(Method):
             self._calibration.check(**conditions)
         if self._measuring is not None:
             self._measuring.under(**conditions)
+
+    def heads_anew(
+        self, calibration: Calibration, call: tuple[Moment, int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The heads that a call, a moment and a layer, computes anew: bool (H,) and their numbers, int64."""
+        if device not in self._anew:
+            self._anew[device] = calibration.on_device(device)
+        return self._anew[device][place_of(*call)]
+
+    def _forget(self) -> None:
+        """Lets go of what is of one run."""
+        self._limit = None
+        self._anew.clear()
 
     def stale(self, moment: Moment, step: int) -> bool:
         """Whether the interval asks for what was computed at `step` to be computed anew."""
@@ -89,6 +115,10 @@ class FlashBlockForm(Method):
             return self.config.memory_limit * 1e9
         free = free_bytes(device)
         if free is None:
+            self.context.recorder.note(
+                f"{self.name}: {device.type} does not tell what memory it has free, so that what is held was not "
+                "checked: give a memory_limit to have it checked"
+            )
             return math.inf
         sharing = (sharing_tokens(denoiser.module) for denoiser in self.context.facts.denoisers)
         ranks = next((each for each in sharing if each is not None), None)
@@ -102,9 +132,18 @@ class FlashBlockForm(Method):
         blocks = (*denoiser.blocks, *denoiser.beside)
         return sum(fact.among_tokens for block in blocks for fact in block.attention)
 
+    def branches(self, moment: Moment, seen: Iterable[tuple[str, str]]) -> int:
+        """For how many guidance branches the moment's denoiser is called; `seen`: (denoiser, branch) so far."""
+        return max(self.context.clock.branches, sum(name == moment.denoiser for name, _ in seen))
+
     @property
     def rule(self) -> str:
         """By what a part is computed anew, for people."""
         if self._calibration is not None:
             return f"the calibration {self.config.calibration}"
         return f"interval {self.config.interval}, without calibration"
+
+
+def for_branches(number: int) -> str:
+    """For refusals: of how many calls in each step the memory is."""
+    return f"for each of {number} guidance branches" if number > 1 else "for the one call in each step"

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from accel.methods.sparse_call import Blocks, SparseCall
 
 
+@dataclass(frozen=True)
+class BlockChoice:
+    """Who chooses the exact blocks, and out of what; names and values as in the settings."""
+
+    chosen_by: str
+    density: float
+    block_size: int
+    tiling: str
+
+
 class Prior(Protocol):
     """What fills the slot "prior": attention over the blocks that are not exact, from which the exact ones go on."""
 
@@ -20,7 +30,7 @@ class Prior(Protocol):
     def name(self) -> str:
         """The method's name, for refusals."""
 
-    def expect(self, moment: Moment, query: Tensor, density: float, block_size: int) -> None:
+    def expect(self, moment: Moment, query: Tensor, choice: BlockChoice) -> None:
         """Hears of every call of an attention before anything is computed, also of a dense one.
 
         Raises `AccelError` where it could not hold what such calls would ask of it.

@@ -28,6 +28,9 @@ class MassSelection(SparseAttention):
         first = steps_in(config.dense_steps, moment.num_steps)
         return config.interval == 1 or config.density == 1.0 or moment.step < first
 
+    def note_call(self, what: str, moment: Moment, layer: int) -> None:
+        """Does nothing: the prior counts the same calls, under the same name."""
+
     def why_all_dense(self, num_steps: int) -> str:
         return f"dense_steps={self.config.dense_steps} leaves it none of {num_steps} steps: lower it"
 

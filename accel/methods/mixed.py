@@ -64,6 +64,7 @@ class MixedPrecisionConfig(SparingConfig):
     """
 
     method: ClassVar[str] = "mixed"
+    files: ClassVar[tuple[str, ...]] = ("calibration",)
     levers: ClassVar[dict[str, tuple[str, ...]]] = {
         "nvfp4": ("target_bits", "threshold", "low", "modules_to_not_convert"),
         "int8": ("target_bits", "threshold", "high", "modules_to_not_convert"),

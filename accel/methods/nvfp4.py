@@ -29,6 +29,7 @@ class NVFP4Config(SparingConfig):
     """
 
     method: ClassVar[str] = "nvfp4"
+    files: ClassVar[tuple[str, ...]] = ("calibration",)
 
     rotate: bool = False
     calibration: str | None = None

@@ -18,6 +18,8 @@ from torch import Tensor
 from accel.kernels.arrangement import let_go_of_arrangements
 from accel.kernels.blocks import LARGEST_HEAD
 from accel.methods.base import Context, Method
+from accel.methods.block_sizes import BlockSizes
+from accel.methods.handover import BlockChoice
 from accel.methods.needs import FAST_DEVICES, Brings, Needs, Slot
 from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import (
@@ -64,6 +66,8 @@ class SparseAttention(Method):
         super().__init__(config, context)
         context.handover.attention = True
         self._padded: tuple[Tensor, Tensor] | None = None
+        self._sizes = BlockSizes()
+        self._choice = BlockChoice(config.method, config.density, config.block_size, config.tiling)
         self._exchange: tuple[Moment, HeadExchange] | None = None
         self._served: ServedAttention | None = None
 
@@ -79,6 +83,10 @@ class SparseAttention(Method):
     @abstractmethod
     def why_all_dense(self, num_steps: int) -> str:
         """Which setting leaves nothing to it, where nothing else is the reason, and what to do."""
+
+    def note_call(self, what: str, moment: Moment, layer: int) -> None:
+        """Counts a call that was not left to diffusers, by what was done with it."""
+        self.context.recorder.event(self.config.method, what, moment, layer)
 
     def note_search(self, held_bytes: int) -> None:
         """Counts a search, after which so much memory is held."""
@@ -99,6 +107,7 @@ class SparseAttention(Method):
 
     def end_run(self) -> None:
         self._padded = self._exchange = None
+        self._sizes.clear()
 
     def _wanted(self, moment: Moment, depth: int) -> bool:
         """Whether a block at this depth is to be sparse."""
@@ -125,7 +134,7 @@ class SparseAttention(Method):
         exchange = self._exchange_of(moment, query, call) if wanted or prior is not None else None
         if prior is not None:
             whole = query if exchange is None else exchange.like(query)
-            prior.expect(moment, whole, self.config.density, self.config.block_size)
+            prior.expect(moment, whole, self._choice)
         if not wanted:
             record.event(name, "dense", moment, layer)
             return self._dense(query, key, value, call)
@@ -141,6 +150,7 @@ class SparseAttention(Method):
                 config.block_size,
                 config.tiling != "none" and order is None,
                 exchange,
+                self._sizes,
             )
         except NotInBlocks as reason:
             record.event(name, "dense", moment, layer)
@@ -156,7 +166,7 @@ class SparseAttention(Method):
                 what = "searched" if counts is None else "sparse" if prior is None else "refreshed"
             else:
                 out, counts, what = sparse_call.beside_text(reused[0]), reused[1], "sparse"
-        record.event(name, what, moment, layer)
+        self.note_call(what, moment, layer)
         if counts is not None and what == "sparse":
             record.figure(name, "density", exact_share(sparse_call, counts), moment, layer)
         out = arrangement.restore(out)

@@ -19,6 +19,7 @@ from accel.kernels.block_mass import block_mass
 from accel.kernels.block_statistics import BlockStatistics, block_means, block_statistics
 from accel.kernels.blocks import number_of_blocks
 from accel.kernels.selection import kept_number, top_blocks
+from accel.methods.block_sizes import BlockSizes
 from accel.methods.handover import Prior
 from accel.pipelines.attention import AttentionCall, HeadExchange
 from accel.pipelines.context_parallel import why_not_by_heads
@@ -160,11 +161,13 @@ def put_into_blocks(
     block_size: int,
     tiling: bool,
     exchange: HeadExchange | None = None,
+    known: BlockSizes | None = None,
 ) -> tuple[Arrangement, SparseCall]:
     """The query, key and value of a call in blocks of the moment's grid and of its text; or raises NotInBlocks.
 
     `lengths`: (B,), how many text tokens of each sample count; all where None.
     `exchange`: how the tensors, which have all heads of some tokens, come to have all tokens of some heads.
+    `known`: where the sizes of the blocks come from; made for this call where None.
     """
     query, key, value = of_one_dtype(tensors)
     batch, tokens = query.shape[:2]
@@ -184,10 +187,7 @@ def put_into_blocks(
         tile=None if tiling else RASTER,
         device=query.device,
     )
-    if lengths is None:
-        sizes = arrangement.sizes.repeat(batch, 1)
-    else:
-        sizes = arrangement.with_text_lengths(lengths.expand(batch))
+    sizes = (known or BlockSizes()).of(moment, arrangement, lengths, batch)
     if exchange is not None:
         query, key, value = exchange.gather(query, key, value)
     light = None

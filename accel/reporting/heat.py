@@ -106,7 +106,9 @@ def _levers(method: str, settings: Mapping[str, Any]) -> dict[str, str]:
     if known is None:  # Of results that another Accel has measured.
         return {}
     config = known.config
+    # Beside a sparse attention the settings for the method alone are None and move nothing.
+    off = {name for name in config.alone if settings.get(name) is None}
     return {
-        word: ", ".join(f"{config.keyword}.{name}={settings[name]}" for name in names if name in settings)
+        word: ", ".join(f"{config.keyword}.{name}={settings[name]}" for name in names if name in settings.keys() - off)
         for word, names in config.levers.items()
     }

@@ -88,6 +88,8 @@ def _run(record: RunRecord, methods: list[Method]) -> dict[str, Any]:
         "branches": record.branches,
         "seconds": record.seconds,
         "denoiser_seconds": record.denoiser_seconds,
+        # Of the whole call, with text encoders and autoencoder; None where the pipeline does not tell.
+        "call_seconds": record.call_seconds,
         "state": record.state,
         "methods": {method.config.method: method.report(record) for method in methods},
         # Calls of blocks, attentions or linears, by what the method did with them.
@@ -144,7 +146,8 @@ def _lines(record: RunRecord, methods: list[Method]) -> list[str]:
     lines += [f"  {method.config.method}: {method.describe(record)}" for method in methods]
     lines += [f"  {method} fell back {_times(times)}: {reason}" for (method, reason), times in record.fallbacks.items()]
     lines += [f"  note: {note}" for note in record.notes]
-    lines.append(f"  {record.denoiser_seconds:.2f} s in the denoiser, {record.seconds:.2f} s in the loop")
+    whole = "" if record.call_seconds is None else f", {record.call_seconds:.2f} s in all"
+    lines.append(f"  {record.denoiser_seconds:.2f} s in the denoiser, {record.seconds:.2f} s in the loop{whole}")
     return lines
 
 

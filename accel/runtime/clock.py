@@ -51,6 +51,7 @@ class Clock:
         self.runs = 0
         self._guidance = guidance
         self._running = False
+        self._guided = True
         self._thread = 0
         self._branch: str | None = None
         self._timestep: Any = None
@@ -69,12 +70,21 @@ class Clock:
         return self._running and self._here
 
     @property
+    def branches(self) -> int:
+        """How many calls, each of a guidance branch of its own, a step of the run will have as far as it is known.
+
+        A user may ask a pipeline for more than its class has by itself, as for true guidance of a distilled model.
+        """
+        return len(self._guidance.order) if self._guidance.form == "separate" and self._guided else 1
+
+    @property
     def _here(self) -> bool:
         return threading.get_ident() == self._thread
 
-    def start_run(self, num_steps: int) -> None:
-        """Begins a run of `num_steps` model evaluations per branch, in each chunk."""
+    def start_run(self, num_steps: int, *, guided: bool = True) -> None:
+        """Begins a run of `num_steps` model evaluations per branch, in each chunk; `guided`: whether with guidance."""
         self._reset()
+        self._guided = guided
         self._num_steps = num_steps
         self._running = True
         self._thread = threading.get_ident()

@@ -53,6 +53,8 @@ class RunRecord:
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _began: Any = None
     _ended: Any = None
+    _call_began: Any = None
+    _call_over: Any = None
     _figures: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
     # Of figures that are of a block, in their order: the blocks, call by call.
     _blocks: dict[tuple[str, str], dict[When, list[int]]] = field(default_factory=dict)
@@ -145,6 +147,14 @@ class RunRecord:
         self.settle()
         return self._settled_seconds
 
+    @property
+    def call_seconds(self) -> float | None:
+        """Seconds of the pipeline's whole call, with text encoders and autoencoder; None where it does not tell both
+        ends, or is not over, or was broken off."""
+        if self._call_began is None or self._call_over is None or self.state != "finished":
+            return None
+        return seconds_between(self._call_began, self._call_over)
+
     def settle(self) -> None:
         """Reads the clocks of the calls so far and lets go of them."""
         self._settled_seconds += sum(seconds_between(start, end) for start, end in self._calls)
@@ -157,18 +167,32 @@ class Recorder:
     def __init__(self) -> None:
         self.runs: list[RunRecord] = []
         self.outside_calls = 0
+        self._call_began: Any = None
 
     @property
     def current(self) -> RunRecord | None:
         """The record of the run that is on."""
         return self.runs[-1] if self.runs and self.runs[-1].state == "running" else None
 
+    def call_began(self, device: torch.device) -> None:
+        """Notes where a call of the pipeline begins, on `device`, in which a run may follow."""
+        self._call_began = mark(device)
+
+    def call_over(self) -> None:
+        """Notes where the call of the last run is over; of a run that is still on, where it ends with the call."""
+        record = self.runs[-1] if self.runs else None
+        if record is not None and record._call_over is None and (record.by_calls or record.state == "finished"):
+            record._call_over = mark(record._device)
+
     def start_run(self, num_steps: int, device: torch.device, *, by_calls: bool = False) -> None:
         """Opens a record of a run on `device`."""
         if self.runs:
             # By now the device is done with it, so that reading its clocks waits for nothing.
             self.runs[-1].settle()
-        self.runs.append(RunRecord(len(self.runs), num_steps, by_calls, _device=device, _began=mark(device)))
+        began, self._call_began = self._call_began, None
+        self.runs.append(
+            RunRecord(len(self.runs), num_steps, by_calls, _device=device, _began=mark(device), _call_began=began)
+        )
 
     def end_run(self, *, broken: bool) -> None:
         """Closes the open record; one in which nothing happened is dropped."""

@@ -131,6 +131,35 @@ def watch_runs(
     return InstanceMethod(pipe, "progress_bar", progress_bar, owner).remove
 
 
+def watch_whole_calls(pipe: Any, on_begin: Callable[[], None], on_end: Callable[[], None]) -> Callable[[], None]:
+    """Calls `on_begin` where the pipeline checks its arguments, with which its call begins, and `on_end` where it lets
+    go of its models, with which its call is over; nothing where the pipeline lacks one of the two.
+
+    Returns what stops the watching.
+    """
+    if not (hasattr(pipe, "check_inputs") and hasattr(pipe, "maybe_free_model_hooks")):
+        return lambda: None
+
+    def begin(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        on_begin()
+        return original(*args, **kwargs)
+
+    def end(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        # Whoever cleans up after a call that failed is not at the end of it.
+        if sys.exc_info()[1] is None:
+            on_end()
+        return result
+
+    watched = [InstanceMethod(pipe, "check_inputs", begin), InstanceMethod(pipe, "maybe_free_model_hooks", end)]
+
+    def undo() -> None:
+        for method in watched:
+            method.remove()
+
+    return undo
+
+
 def watcher_of(pipe: Any) -> object | None:
     """The session that watches the pipeline's runs, if there is one."""
     for found in getattr(pipe, "__dict__", {}).values():

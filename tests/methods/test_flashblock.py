@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from accel.errors import AccelError, AccelWarning
 from accel.kernels.forms import use
 from accel.methods import flashblock_form
 from accel.methods.flashblock import FlashBlock, FlashBlockConfig
+from accel.methods.handover import BlockChoice
 from accel.methods.residual import Residuals, needed
 from accel.pipelines.families import families
-from accel.runtime.clock import Moment
+from accel.runtime.clock import Clock, Moment
 from tests.sparse_calls import in_blocks, last, moment, some_blocks, tensors
 from tests.tiny_pipelines import TINY
 
@@ -139,8 +141,13 @@ def test_steps_that_refresh_and_the_summary() -> None:
     layers = len(pipe.transformer.blocks)
     with accel.enable(pipe, cache="flashblock", density=0.25, dense_steps=0.25) as session:
         case.run(pipe)
-    report = last(session)["methods"]["flashblock"]
+    run = last(session)
+    report = run["methods"]["flashblock"]
     every = 2 * layers
+    assert run["counts"]["flashblock"] == {"dense": 2 * every, "refreshed": 2 * every, "reused": 4 * every}
+    assert sum(run["counts"]["flashblock"].values()) == report["attention_calls"]
+    for said in run["blocks"]["flashblock"]["transformer"].values():
+        assert [sum(map(bool, words)) for words in zip(*said.values(), strict=True)] == [1] * 8, "one word for each"
     assert report["refreshed_by_step"] == [0, 0, every, 0, 0, every, 0, 0]
     assert report["reused_by_step"] == [0, 0, 0, every, every, 0, every, every]
     assert report["attention_calls"] == 8 * every and report["reused_fraction"] == 0.5
@@ -156,6 +163,17 @@ def test_steps_that_refresh_and_the_summary() -> None:
     need = needed(query, case.tokens, 0.25, 64, totals=True)
     assert report["held_bytes"] <= 2 * layers * (need.outputs + need.beside) < 1.01 * report["held_bytes"]
     assert need.outputs == query.nbytes
+
+
+@pytest.mark.parametrize(
+    ("steps", "notes"), [(7, ["flashblock brings little with fewer than 8 steps: 7 here"]), (8, [])]
+)
+def test_few_steps_are_remarked(steps: int, notes: list[str]) -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, cache="flashblock") as session:
+        case.run(pipe, num_inference_steps=steps)
+    assert last(session)["notes"] == notes and last(session)["methods"]["flashblock"]["reused"] > 0
 
 
 def test_a_search_refreshes_and_a_refresh_is_computed() -> None:
@@ -218,6 +236,29 @@ def test_another_text_within_a_run_is_computed_anew() -> None:
     assert last(session)["methods"]["flashblock"]["refreshed_by_step"] == [0, layers, 0, layers, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(("name", "masks"), [("flux", 0), ("hunyuan_video", 1)])
+@pytest.mark.parametrize("settings", [ADASPA, {}], ids=["adaspa", "alone"])
+def test_the_device_is_not_asked_in_every_layer(
+    name: str, masks: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a text, whether blocks are still of the same sizes; with a mask at most once in a call of the denoiser."""
+    case = TINY[name]
+    pipe = case.build()
+    plain_equal, asked = torch.equal, []
+
+    def equal(one: Tensor, other: Tensor) -> bool:
+        if sys._getframe(1).f_globals["__name__"].startswith("accel.methods"):
+            asked.append(one.shape)
+        return plain_equal(one, other)
+
+    monkeypatch.setattr(torch, "equal", equal)
+    with accel.enable(pipe, **settings, cache="flashblock") as session:
+        case.run(pipe)
+    run = last(session)
+    assert run["methods"]["flashblock"]["reused"] > 0
+    assert len(asked) <= masks * run["steps"] * len(run["branches"])
+
+
 @pytest.mark.interpreter
 def test_the_triton_form_in_a_pipeline() -> None:
     case = TINY["wan"]
@@ -274,17 +315,19 @@ def wan_14b(limit: float | None) -> Any:
     blocks = [SimpleNamespace(stack=family.stacks[0], attention=family.stacks[0].attention)] * 40
     denoiser = SimpleNamespace(name="transformer", blocks=blocks, beside=())
     facts = SimpleNamespace(guidance=family.pipelines["WanPipeline"], denoisers=[denoiser], family=family)
-    context = SimpleNamespace(facts=facts, handover=SimpleNamespace(prior=None, attention=True))
+    handover = SimpleNamespace(prior=None, attention=True)
+    context = SimpleNamespace(facts=facts, handover=handover, clock=Clock(facts.guidance))
     return FlashBlock(FlashBlockConfig(memory_limit=limit), context)  # type: ignore[arg-type]
 
 
 def test_wan_14b_at_720p_is_refused_with_the_number() -> None:
     query = torch.empty(1, 75600, 40, 128, dtype=torch.bfloat16, device="meta")
     at = Moment(0, 0, 0, 50, "cond", "transformer", (21, 45, 80))
+    choice = BlockChoice("adaspa", density=0.125, block_size=64, tiling="call")
     line = r"hold 66.3 GB, more than memory_limit=60.0 .* 75,600 tokens it keeps 28.8 GiB of outputs .* 2 guidance"
     with pytest.raises(AccelError, match=line):
-        wan_14b(60.0).expect(at, query, 0.125, 64)
-    wan_14b(70.0).expect(at, query, 0.125, 64)
+        wan_14b(60.0).expect(at, query, choice)
+    wan_14b(70.0).expect(at, query, choice)
 
 
 def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +345,36 @@ def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPat
     with accel.enable(pipe, cache="flashblock"), pytest.raises(AccelError, match=r"half of the free memory, 0.001 GB"):
         case.run(pipe)
     monkeypatch.setattr(flashblock_form, "free_bytes", lambda device: None)
-    with accel.enable(pipe, cache="flashblock"):
+    with accel.enable(pipe, cache="flashblock") as session:
         assert not torch.equal(case.run(pipe), plain)
+    (note,) = last(session)["notes"]
+    assert note.startswith(
+        "flashblock: cpu does not tell what memory it has free, so that what is held was not checked"
+    )
+    with accel.enable(pipe, cache="flashblock", memory_limit=1.0) as session:
+        case.run(pipe)
+    assert last(session)["notes"] == []
     assert torch.equal(case.run(pipe), plain)
+
+
+def test_a_run_without_guidance_is_asked_for_the_memory_of_one_branch() -> None:
+    case = TINY["wan"]
+    pipe = case.build()
+    with accel.enable(pipe, cache="flashblock") as session:
+        case.run(pipe)
+        case.run(pipe, guidance_scale=1.0)
+    both, one = (run["methods"]["flashblock"]["held_bytes"] for run in session.summary().to_dict()["runs"])
+    assert both == 2 * one > 0
+    with accel.enable(pipe, cache="flashblock", memory_limit=1.1 * one / 1e9) as session:
+        case.run(pipe, guidance_scale=1.0)
+        assert last(session)["methods"]["flashblock"]["held_bytes"] == one
+        with pytest.raises(AccelError, match="for each of 2 guidance branches"):
+            case.run(pipe)
+    with (
+        accel.enable(pipe, cache="flashblock", memory_limit=0.9 * one / 1e9),
+        pytest.raises(AccelError, match="for the one call in each step"),
+    ):
+        case.run(pipe, guidance_scale=1.0)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_chunks_begin_with_a_refresh_and_the_summary_says_so() -> None:
         first, second = small(pipe), small(pipe)
     assert torch.equal(first, second) and 0 < apart(first, plain) < 0.05
     run, found = last(session), report(session)
+    assert run["notes"] == [], "a chunk has few steps, and its past is long"
     assert (run["steps"], run["planned_steps"], run["chunks"], run["filling_calls"]) == (15, 15, 3, 2)
     assert run["branches"] == ["cond_uncond"] and run["grid"] == [1, 8, 8]
     assert found["refreshed_by_step"] == [0] * 5 + [LAYERS, 0, 0, LAYERS, 0] * 2
@@ -240,7 +241,7 @@ def test_memory_is_checked_before_anything_is_held(monkeypatch: pytest.MonkeyPat
     pipe, plain = built()
     line = (
         r"flashblock would hold .* GB, more than memory_limit=0.0001 allows: for 4 attentions of 128 tokens it keeps "
-        r".* GiB of their attention to earlier chunks for each of 1 guidance branches"
+        r".* GiB of their attention to earlier chunks for the one call in each step"
     )
     with accel.enable(pipe, cache="flashblock", memory_limit=1e-4) as session:
         with pytest.raises(AccelError, match=line):

@@ -142,6 +142,8 @@ def test_an_order_of_tokens_that_the_family_does_not_allow() -> None:
     [
         ("tdc", 7, "cpu", ["tdc brings little with fewer than 8 steps: 7 here"]),
         ("delta", 8, "cuda", []),
+        ("flashblock", 7, "cpu", ["flashblock brings little with fewer than 8 steps: 7 here"]),
+        ("flashblock", 8, "cuda", []),
         ("pisa", 4, "cuda", []),
         ("pisa", 4, "mps", ["pisa has fast kernels for cpu, cuda or xpu: on mps it runs slowly"]),
     ],

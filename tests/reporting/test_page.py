@@ -7,6 +7,7 @@ import pytest
 
 from accel.methods.base import registered
 from accel.reporting import front
+from accel.reporting.advice import Advice
 from accel.reporting.bounded_film import bounded
 from accel.reporting.grids import of_values
 from accel.reporting.heat import Heat, heats
@@ -75,6 +76,19 @@ def test_grids_are_what_the_summary_says():
     assert grid.words == ["computed", "reused"]
     assert grid.levers["reused"] == "cache.threshold=0.1, cache.max_skips=3"
     assert heats({"settings": {}, "runs": []}) == []
+
+
+@pytest.mark.parametrize(("density", "named"), [(0.25, True), (None, False)])
+def test_what_moves_a_reused_call_alone_and_beside_a_sparse_attention(density, named):
+    settings = {"interval": 3, "density": density, "dense_steps": density}
+    blocks = {"flashblock": {"transformer": {"cond": {"refreshed": ["0", ""], "reused": ["", "0"]}}}}
+    summary = {"settings": {"flashblock": settings}, "runs": [{"blocks": blocks}]}
+    (grid,) = heats(summary)
+    assert grid.words == ["refreshed", "reused"] and "cache.interval=3" in grid.levers["reused"]
+    assert ("cache.density=0.25" in grid.levers["reused"]) == named and "None" not in str(grid.levers)
+    spot = ("transformer", "cond", 0, 1)
+    assert ("raise cache.density (0.25)" in Advice(summary).toward_plain(spot)) == named
+    assert ("lower cache.density (0.25)" in Advice(summary).cheaper(spot)) == named
 
 
 @pytest.mark.parametrize("name", registered())

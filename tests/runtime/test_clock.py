@@ -48,6 +48,17 @@ def test_guidance_that_ends_early_and_distilled_models_make_one_call_per_step() 
     assert [branch for *_, branch in seen] == ["cond", "uncond", "cond", "cond"]
 
 
+def test_the_branches_of_a_run_are_those_of_its_form_and_one_without_guidance() -> None:
+    for form, guided, number in (("separate", True, 2), ("separate", False, 1), ("batched", True, 1)):
+        clock = Clock(Guidance(form, ("cond", "uncond"), named=False))
+        clock.start_run(2, guided=guided)
+        assert clock.branches == number
+    clock = Clock(SEPARATE)
+    clock.start_run(2, guided=False)
+    clock.start_run(2)
+    assert clock.branches == 2, "a run does not go by the one before"
+
+
 def test_a_repeated_timestep_on_new_hidden_states_is_a_new_step() -> None:
     clock = Clock(SEPARATE)
     clock.start_run(3)

@@ -74,6 +74,29 @@ def test_figures_with_a_place_come_back_by_block_and_step() -> None:
     assert record.figure_by_block("pisa", "other") == record.figure_by_block("tdc", "density") == {}
 
 
+def test_the_seconds_of_a_call_need_both_ends_and_a_run_that_came_to_its_end() -> None:
+    recorder = Recorder()
+
+    def run(*, begun: bool = True, over: bool = True, steps: int = 1) -> float | None:
+        if begun:
+            recorder.call_began(CPU)
+        recorder.start_run(1, CPU)
+        for step in range(steps):
+            recorder.call_ended(recorder.call_started(moment(step)))
+        recorder.note("kept")
+        recorder.end_run(broken=False)
+        if over:
+            recorder.call_over()
+        return recorder.runs[-1].call_seconds
+
+    found = run()
+    assert found is not None and found >= recorder.runs[-1].seconds
+    recorder.call_over()
+    assert recorder.runs[-1].call_seconds == found, "the first end counts"
+    assert run(begun=False) is None, "the beginning was of the call before"
+    assert run(over=False) is None and run(steps=0) is None
+
+
 def test_figures_may_lie_on_several_devices() -> None:
     recorder = Recorder()
     recorder.start_run(1, CPU)
