@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ _NEEDS = {
         *("pydantic>=2.10", "pyyaml>=6.0", "ftfy>=6.2", "pytorch-msssim>=1.0"),
     )
 }
+_PIPELINES = (
+    "from diffusers import FluxPipeline, HunyuanVideoPipeline, WanPipeline; "
+    "import accelerate, ftfy, imageio, pytorch_msssim, yaml; import accel.session, accel.measure.quality"
+)
 # What runs already, whatever it says that it needs: its libraries need not have come as packages.
 _GIVEN = ("torch", "triton")
 # Results that differ in one of these do not belong into one folder.
@@ -59,7 +64,11 @@ def difference(kept: dict[str, Any], here: dict[str, Any]) -> str | None:
 
 
 def missing(part: str) -> list[str]:
-    """The packages that a part needs, and those need in turn, that are not here in a version that does."""
+    """The packages that a part needs, and those need in turn, that are not here in a version that does.
+
+    What is only needed in turn, or of another version, is not missing where all can be imported: packages ask for more
+    than every use of them takes.
+    """
     needs = list(_NEEDS.get(part, ()))
     if not needs:
         return []
@@ -67,6 +76,7 @@ def missing(part: str) -> list[str]:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
         return ["packaging"]
+    own = {Requirement(need).name for need in needs}
     seen: set[str] = set()
     lacking: list[str] = []
     while needs:
@@ -83,7 +93,12 @@ def missing(part: str) -> list[str]:
             lacking.append(f"{need.name}{need.specifier} ({found.version} is here)")
         if need.name not in _GIVEN:
             needs += found.requires or ()
-    return list(dict.fromkeys(lacking))
+    return list(dict.fromkeys(lacking)) if own & set(lacking) or (lacking and not _imports()) else []
+
+
+def _imports() -> bool:
+    """Whether a new Python can import what the pipelines are made of."""
+    return subprocess.run([sys.executable, "-c", _PIPELINES], cwd=_ROOT, capture_output=True).returncode == 0
 
 
 def source() -> str:

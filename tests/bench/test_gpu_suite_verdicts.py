@@ -143,5 +143,15 @@ def test_what_packages_need_in_turn_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(environment, "distribution", distribution)
     monkeypatch.setitem(environment._NEEDS, "pipelines", ("outer>=1",))
+    monkeypatch.setattr(environment, "_imports", lambda: False)
     assert environment.missing("pipelines") == ["inner==1.5 (1.4 is here)", "gone", "deep"]
+    # Nothing that is needed in turn alone stands in the way of what can be imported.
+    monkeypatch.setattr(environment, "_imports", lambda: True)
+    assert environment.missing("pipelines") == []
+    monkeypatch.setitem(environment._NEEDS, "pipelines", ("outer>=1", "absent"))
+    assert environment.missing("pipelines") == ["absent", "inner==1.5 (1.4 is here)", "gone", "deep"]
     assert environment.missing("attention") == []
+
+
+def test_all_that_pipelines_import_is_here() -> None:
+    assert environment._imports() and environment.missing("pipelines") == []
