@@ -13,7 +13,8 @@ import torch
 
 import accel
 from accel.kernels.arrangement import arrange
-from accel.measure.timing import interleaved, machine, ratio
+from accel.measure.timing import interleaved, machine
+from accel.measure.verdict import speed_up
 from accel.methods.pisa import PISAConfig
 
 STEPS = 2
@@ -70,7 +71,8 @@ def main() -> None:
     )
     base = times["tiling='call'"]
     for name, time in times.items():
-        print(f"{name}: {time.median:.3f} s ({time.p20:.3f} to {time.p80:.3f}), {ratio(base, time):.3f}x")
+        said = "the baseline" if time is base else str(speed_up(base.seconds, time.seconds))
+        print(f"{name}: {time.median:.3f} s ({time.p20:.3f} to {time.p80:.3f}), {said}")
     share = alone.median * layers * STEPS / base.median
     print(f"order alone: {1e3 * alone.median:.2f} ms of an attention call, {share:.1%} of the whole in all layers")
 

@@ -16,9 +16,11 @@ import torch
 
 _PACKAGES = ("torch", "diffusers", "transformers", "triton")
 _ROOT = Path(__file__).resolve().parents[2]
-# Bytes that are written before each case that a device's own clock times: far more than a GPU's cache holds, and enough
-# work that the case's launches are queued before the device comes to them.
+# Bytes that are written before each case that a device's own clock times: far more than a GPU's cache holds.
 _LEAD = 1 << 30
+# Cycles for which the device waits before that, about 3 ms, in which the host can launch a case's kernels, so that all
+# are queued before the device comes to the first. Writing alone takes a fast GPU a quarter of a millisecond.
+_WAIT = 6_000_000
 
 Case = Callable[[], object]
 # Runs a case and tells its seconds.
@@ -119,7 +121,8 @@ def take_turns(
     """Times single operations in turn by the device's own clock: `interleaved`, in as many rounds as there is time for.
 
     On a GPU these are seconds between two events of the device, each case with the device's caches full of something
-    else, and without the time that its launches take on the host.
+    else. The time that its launches take on the host is not in them as long as it is under 3 ms; of a case that takes
+    longer to launch, or that waits for the device, what goes beyond that is.
 
     Args:
         cases: what to run, by name. Each is run three times before, for compilation and for clocks that rise.
@@ -163,6 +166,7 @@ def _device_clock(device: torch.device | str) -> Clock:
     def clock(case: Case) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
+        torch.cuda._sleep(_WAIT)
         lead.zero_()
         start.record()
         case()

@@ -2,15 +2,29 @@
 
 python -m bench.gpu_suite [--out FOLDER] [--minutes N] [--only PART ...] [--retry]
 
-Parts: correctness, attention (against the dense backends and FlexAttention), linears (INT8 against 16 bits), small (the
-other operations, most of which move memory), pipelines, tuning (tiles, with what the compiler reports). Each finished
-cell is saved at once; the same command again goes on where the last one was stopped, and measures nothing twice. A cell
-that fails is recorded with its error; one that takes the device down or hangs is left behind by a new process. --retry
-measures those again. A folder holds the results of one device and one state of the code: a JSON file for each part,
+Parts: correctness, attention (against the dense backends and FlexAttention), linears (INT8, NVFP4 and mixed precision
+against 16 bits), small (the other operations, most of which move memory), pipelines (random transformers of Wan 2.1,
+FLUX and HunyuanVideo at published sizes, the built-in model, the recorder), tuning (tiles, with what the compiler
+reports). A call takes less than eight minutes, since no cell begins after --minutes; each finished cell is saved at
+once, and the same command again goes on where the last one was stopped and measures nothing twice. A cell that fails
+is recorded with its error; one that takes the device down or hangs is left behind by a new process. --retry measures
+those again. A folder holds the results of one device and one state of the code: a JSON file for each part,
 environment.json and results.md, eight in all.
 
-The kernels' parts need torch and triton alone, and a C compiler, as Triton does; a Python package that the pipelines
-need and that is missing is named, and the other parts go on. Run it in the repository's root.
+No speed-up is told before the part correctness is finished and green in the same folder, and none without its spread.
+
+The kernels' parts need torch and triton alone, and a C compiler, as Triton does. The pipelines also need diffusers,
+transformers, accelerate, safetensors, imageio, pydantic, pyyaml, ftfy and pytorch-msssim, with what these need; what is
+missing, or of too old a version, is named in one line, and the other parts go on. To a machine without a network, carry
+their wheels in a folder. Where there is one (with the other machine's Python and platform):
+
+    pip download --only-binary :all: --no-deps --python-version 3.12 --platform manylinux2014_x86_64 -d wheels \\
+        diffusers importlib-metadata zipp pydantic pydantic-core annotated-types typing-inspection ftfy wcwidth \\
+        pytorch-msssim
+    pip install --no-index --no-deps --find-links wheels diffusers importlib-metadata ...    # the same names, there
+
+pydantic wants one version of pydantic-core, `pydantic-core==...`, which the line tells. Run the suite in the
+repository's root.
 """
 
 from __future__ import annotations
@@ -24,7 +38,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu_suite import report
-from bench.gpu_suite.cells import gather, load, retry, save
+from bench.gpu_suite.cells import about, gather, load, retry, save
 from bench.gpu_suite.environment import difference, environment, missing, results_folder
 from bench.gpu_suite.workers import finish, work
 
@@ -57,20 +71,36 @@ def main(arguments: list[str] | None = None) -> int:
         if options.retry:
             retry(folder, part)
         if absent := missing(part):
-            unfinished[part] = f"it needs {', '.join(absent)}, which this Python lacks"
+            unfinished[part] = f"it needs {', '.join(absent)}, which this Python lacks (see --help)"
         elif why := finish(options, folder, part, deadline):
             unfinished[part] = why
-        save(folder / f"{part}.json", gather(folder, part), command=_command(part), environment=here)
-        _write_page(folder, here, unfinished)
-        print(report.summary(part, load(folder / f"{part}.json")), flush=True)
+        told = {"command": _command(part), "environment": here, "finished": part not in unfinished}
+        save(folder / f"{part}.json", gather(folder, part), **told)
+        silent = _silent(folder)
+        _write_page(folder, here, unfinished, silent)
+        print(report.summary(part, load(folder / f"{part}.json"), silent.get(part)), flush=True)
     for part, why in unfinished.items():
         print(f"{part} is not finished: {why}", flush=True)
     return 1 if unfinished else 0
 
 
-def _write_page(folder: Path, here: dict[str, object], unfinished: dict[str, str]) -> None:
+def _silent(folder: Path) -> dict[str, str]:
+    """Why no speed-up of a part is told, by part; a part's file says so too, before the cells with the raw figures."""
+    correctness = folder / "correctness.json"
+    checked, finished = load(correctness), bool(about(correctness).get("finished"))
+    silent = {}
+    for part in PARTS:
+        why, path = report.withheld(part, checked, finished=finished), folder / f"{part}.json"
+        if why is not None:
+            silent[part] = why
+        if path.exists():
+            save(path, load(path), **{**about(path), "speed_ups_withheld": why})
+    return silent
+
+
+def _write_page(folder: Path, here: dict[str, object], unfinished: dict[str, str], silent: dict[str, str]) -> None:
     results = {part: load(folder / f"{part}.json") for part in PARTS}
-    (folder / "results.md").write_text(report.page(here, results, unfinished), encoding="utf-8")
+    (folder / "results.md").write_text(report.page(here, results, unfinished, silent), encoding="utf-8")
 
 
 def _command(part: str) -> str:
@@ -82,7 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.gpu_suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder of the results (bench/results/<device>)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which no cell begins")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=7.0,
+        help="of this call, all its parts together, after which no cell begins; the last has 40 seconds more (7)",
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone, in this order")
     parser.add_argument("--retry", action="store_true", help="measure what failed or crashed again")
     parser.add_argument("--processes", type=int, default=8, help="that compile and check kernels side by side")

@@ -78,6 +78,8 @@ class Cells:
         _alarm(limit)
         try:
             found = {"state": "done", **measure()}
+            # A file with a NaN is no JSON: a figure that is no number is a failure of its cell.
+            json.dumps(found, allow_nan=False)
         except Exception as error:
             found = {"state": "failed", "error": f"{type(error).__name__}: {_first_lines(error)}"}
         _alarm(0)
@@ -131,6 +133,12 @@ def retry(folder: Path, part: str) -> None:
 def load(path: Path) -> Results:
     """The cells of a file; none where there is no file."""
     return json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else {}
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What stands before the cells of a file; nothing where there is none."""
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: value for name, value in told.items() if name != "cells"}
 
 
 def save(path: Path, results: Results, **about: Any) -> None:

@@ -54,7 +54,8 @@ def run(cells: Cells, device: str, tiny: bool) -> None:
 def compare(call: Call, tensors: dict[str, Tensor | None], bound: float, **options: Any) -> dict[str, Any]:
     """The largest relative error of any result against float64, whether it is within the bound, and the same twice.
 
-    The error is None where a result is NaN, or minus infinity at another place than it should be.
+    The error is None where it is no finite number, as where a result is NaN, or minus infinity at another place than it
+    should be.
     """
     with memory_of_nan():
         found, again = (results_of(call(**tensors, **options)) for _ in range(2))
@@ -70,7 +71,7 @@ def compare(call: Call, tensors: dict[str, Tensor | None], bound: float, **optio
     error = max(errors, key=lambda e: math.inf if math.isnan(e) else e)
     same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     return {
-        "error": None if math.isnan(error) else error,
+        "error": error if math.isfinite(error) else None,
         "bound": bound,
         "correct": error < bound and same,
         "same_bits": same,

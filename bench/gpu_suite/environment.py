@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,19 @@ from accel.measure.timing import machine
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = ("kernels", "pipelines", "accel", "bench/gpu_suite", "bench/kernels")
+# By the names and versions of pyproject.toml.
 _NEEDS = {
     "pipelines": (
-        *("diffusers", "transformers", "accelerate", "safetensors", "imageio"),
-        *("pydantic", "yaml", "ftfy", "pytorch_msssim"),
+        *("diffusers>=0.42", "transformers>=5.0", "accelerate>=1.10", "safetensors>=0.5", "imageio>=2.37"),
+        *("pydantic>=2.10", "pyyaml>=6.0", "ftfy>=6.2", "pytorch-msssim>=1.0"),
     )
 }
+_PIPELINES = (
+    "from diffusers import FluxPipeline, HunyuanVideoPipeline, WanPipeline; "
+    "import accelerate, ftfy, imageio, pytorch_msssim, yaml; import accel.session, accel.measure.quality"
+)
+# What runs already, whatever it says that it needs: its libraries need not have come as packages.
+_GIVEN = ("torch", "triton")
 # Results that differ in one of these do not belong into one folder.
 _ONE = ("device", "torch", "triton", "source")
 _ASKED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
@@ -56,8 +64,41 @@ def difference(kept: dict[str, Any], here: dict[str, Any]) -> str | None:
 
 
 def missing(part: str) -> list[str]:
-    """The packages that a part needs and that are not installed."""
-    return [name for name in _NEEDS.get(part, ()) if importlib.util.find_spec(name) is None]
+    """The packages that a part needs, and those need in turn, that are not here in a version that does.
+
+    What is only needed in turn, or of another version, is not missing where all can be imported: packages ask for more
+    than every use of them takes.
+    """
+    needs = list(_NEEDS.get(part, ()))
+    if not needs:
+        return []
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError:
+        return ["packaging"]
+    own = {Requirement(need).name for need in needs}
+    seen: set[str] = set()
+    lacking: list[str] = []
+    while needs:
+        need = Requirement(needs.pop(0))
+        if str(need) in seen or (need.marker is not None and not need.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(str(need))
+        try:
+            found = distribution(need.name)
+        except PackageNotFoundError:
+            lacking.append(need.name)
+            continue
+        if not need.specifier.contains(found.version, prereleases=True):
+            lacking.append(f"{need.name}{need.specifier} ({found.version} is here)")
+        if need.name not in _GIVEN:
+            needs += found.requires or ()
+    return list(dict.fromkeys(lacking)) if own & set(lacking) or (lacking and not _imports()) else []
+
+
+def _imports() -> bool:
+    """Whether a new Python can import what the pipelines are made of."""
+    return subprocess.run([sys.executable, "-c", _PIPELINES], cwd=_ROOT, capture_output=True).returncode == 0
 
 
 def source() -> str:

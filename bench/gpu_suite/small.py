@@ -17,7 +17,7 @@ from bench.kernels.table import OPERATIONS
 
 SIZE = "wan-14b-480p"
 TINY = Size((4, 8, 8), 2, 64, 256, "made up")
-# What the parts `attention` and `linears` measure at more sizes.
+# What the parts `attention` and `linears` measure at more sizes, each by its own name.
 _ELSEWHERE = (
     "block_attention.block_attention",
     "int8.int8_linear",

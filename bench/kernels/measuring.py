@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ import torch
 
 from accel.measure.ceilings import Ceilings
 from accel.measure.timing import take_turns
-from accel.measure.verdict import SpeedUp, speed_up
-from bench.gpu_suite.figures import answering, figures
+from bench.gpu_suite.figures import answering, figures, said
 from bench.gpu_suite.problems import BOUNDS, differing, relative, results_of
 from bench.kernels.cases import Place, Tensors, Trial, Variant, Work
 from bench.kernels.sizes import SIZES
@@ -101,11 +100,10 @@ def measured(trial: Trial, work: Work, device: str, *, seconds: float, rounds: i
         "refused": refused,
     }
     for name, time in times.items():
-        said = speed_up(time.seconds, own.seconds) if correct else None
         row["rivals"][name] = {
             **figures(time),
             "apart": apart[name],
-            "speed_up": None if said is None else _said(said),
+            "speed_up": said(time, own) if correct else None,
         }
     return row
 
@@ -122,10 +120,6 @@ def error_of(found: Tensors, wanted: Tensors, *, exact: bool) -> float:
         for one, other in zip(found, wanted, strict=True)
     ]
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
-
-
-def _said(found: SpeedUp) -> Row:
-    return {**asdict(found), "measurable": found.measurable, "text": str(found)}
 
 
 def _apart(result: Any, other: Any) -> float | None:

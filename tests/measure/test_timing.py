@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,31 @@ def test_another_clock_is_asked_instead():
 
     assert interleaved({"a": lambda: "ran"}, warmup=1, repeats=2, clock=clock) == {"a": Timing((1.0, 2.0))}
     assert calls == ["ran"] * 3
+
+
+def test_the_device_is_busy_while_the_host_launches(monkeypatch):
+    events = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            events.append("record")
+
+        def synchronize(self):
+            events.append("wait")
+
+        def elapsed_time(self, other):
+            return 5.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: events.append(f"sleep {cycles / 2e9:.3f}"), raising=False)
+    lead = SimpleNamespace(zero_=lambda: events.append("write"))
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: lead)
+    assert timing._device_clock("cuda")(lambda: events.append("case")) == 0.005
+    assert events == ["synchronize", "sleep 0.003", "write", "record", "case", "record", "wait"]
 
 
 @pytest.mark.parametrize(
