@@ -11,10 +11,12 @@ from PIL import Image
 from accel.cli import main
 from accel.cli.bench import report_run, run, wording
 from accel.cli.bench.heat_run import measure_heat
+from accel.cli.bench.results import places_of
 from accel.cli.printing import Format
 from accel.errors import AccelError
 from accel.measure.cells import Place, Store
 from accel.measure.matrix import Work
+from accel.measure.verdict import LEAST_PAIRS
 
 PROMPT = "a red circle moving left on a black background"
 QUICK = ("--size", "quick", "--steps", "4", "--num-frames", "5", "--prompt", PROMPT)
@@ -205,6 +207,26 @@ def test_what_the_pipeline_refuses_names_the_setting(accel, saved, tmp_path):
     result = accel("bench", "-m", saved("sana"), "--prompt", "x", "-s", "sparse: attention=pisa", "-o", "results")
     assert result.code == 2 and "setting 'sparse': " in result.err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pairs"),
+    [
+        ([], 3),
+        (["--prompt", "a dog"], 3),
+        (["--prompt", "a dog", "--prompt", "a cat"], 4),
+        (["--prompt", "a dog", "--seeds", "2"], 4),
+        (["--seeds", "2"], 6),
+        (["--prompt", "a dog", "--repeats", "1"], 1),
+    ],
+)
+def test_unless_it_is_told_otherwise_it_makes_pairs_enough_to_know_the_noise(accel, monkeypatch, arguments, pairs):
+    wanted = []
+    monkeypatch.setattr(run, "carry_out", wanted.append)
+    assert accel("bench", *arguments).code == 0
+    (one,) = wanted
+    assert len(places_of(one.prompts, one.seeds, one.repeats, one.batches)) == pairs
+    assert pairs >= LEAST_PAIRS or "--repeats" in arguments
 
 
 def test_settings_are_read_as_written(tmp_path):
