@@ -89,7 +89,7 @@ def bench(
         int | None,
         option(
             MUCH,
-            "How often each run is measured; if left out, as often as gives each setting three runs, which is once with "
+            "How often each run is measured; if left out, as often as gives each setting three runs: once with "
             "three prompts or seeds.",
             **whole(1, 1000),
         ),
