@@ -9,6 +9,8 @@ from accel.cli.printing import columns
 from accel.measure.lines import Line, mean_psnr, rival_of_fewer_steps
 
 _NONE = "–"
+# Characters of an exception's text in a row, so that the other columns stay in sight; the remarks have all of it.
+_MOST_OF_AN_ERROR = 60
 
 
 def cells(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -60,6 +62,9 @@ def _against_fewer_steps(line: Line, other: Line) -> list[str]:
 def _speed(line: Line) -> str:
     if line["baseline"]:
         return "1.00×"
+    if line["errors"] and not line["runs"]:
+        text = f"failed: {'; '.join(line['errors'])}"
+        return text if len(text) <= _MOST_OF_AN_ERROR else f"{text[: _MOST_OF_AN_ERROR - 1]}…"
     return line["speed_up"]["text"] if line["speed_up"] else _NONE
 
 
