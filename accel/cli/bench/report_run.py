@@ -91,6 +91,7 @@ def _identity(results: Results) -> list[tuple[str, str]]:
     return [
         ("command", plan["command"]),
         ("pipeline", f"{identity['pipeline']}, {identity['dtype']}, weights {identity['weights']}"),
+        ("baseline's backend", _backend(identity)),
         ("call", _words(identity["call"])),
         ("machine", _words(told)),
         ("accel", identity["accel"]),
@@ -101,6 +102,14 @@ def _identity(results: Results) -> list[tuple[str, str]]:
             f"compared with {plan['baseline']}",
         ),
     ]
+
+
+def _backend(identity: dict[str, Any]) -> str:
+    # Older results do not tell.
+    known = identity.get("baseline_backend")
+    if known is None:
+        return "not recorded"
+    return f"attention: {known['attention']}, {'compiled' if known['compiled'] else 'not compiled'}"
 
 
 def _section(results: Results, setting: Setting) -> Section:
