@@ -62,17 +62,28 @@ def front(found: Sequence[Point]) -> list[Point]:
     return best[::-1]
 
 
+def check_drawing() -> None:
+    """Refuses before any work where no plot can be drawn.
+
+    Raises:
+        AccelError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise AccelError('the plot needs matplotlib: pip install "dit-accel[bench]"') from error
+
+
 def draw(found: Sequence[Point], form: str, named: Collection[str] | None = None) -> bytes:
     """The plot as a "png" or "svg" file, with the names of the points that `named` has; None for all.
 
     Raises:
         AccelError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise AccelError('the plot needs matplotlib: pip install "dit-accel[bench]"') from error
+    check_drawing()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "accel", "font.size": 9}):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.add_subplot()

@@ -1,5 +1,7 @@
 """Levels of quality on made-up figures: which setting stands at which, what the closing lines say, the page."""
 
+import sys
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +134,19 @@ def test_the_table_of_a_level_has_every_method_and_the_page_its_parts():
     page = levels.page(bench, lines, names, ["what it comes to"])
     assert [f"## At least {level:g} dB" in page for level in LEVELS] == [True] * 3
     assert "- what it comes to" in page and "](levels.png)" in page and "| tdc c |" in page.replace("**", "")
+
+
+def test_without_matplotlib_it_says_so_before_anything_is_measured(monkeypatch):
+    def measured(*_):
+        raise AssertionError("hours of work")
+
+    bench = SimpleNamespace(steps=[24], options=Namespace(rows=None), measured=measured)
+    monkeypatch.setattr(levels.Benchmark, "open", lambda *_, **__: bench)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as refusal:
+        levels.main()
+    assert str(refusal.value) == 'the plot needs matplotlib: pip install "dit-accel[bench]"'
 
 
 def test_the_plot_is_a_picture():
