@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.measure.cells import CELLS_FILE, Place, Store
 from accel.measure.lines import lines_of, rival_of_fewer_steps
-from accel.measure.matrix import NotGivenBack, check, measure, order
+from accel.measure.matrix import NotGivenBack, Work, check, measure, order
+from accel.measure.one_run import timed_run
 from accel.measure.trial import Setting
+from accel.runtime.runs import watcher_of
 from tests.measure.made_up import MadeUp
 from tests.tiny_pipelines import TINY
 
@@ -54,6 +57,43 @@ def test_a_method_that_takes_less_time_is_measured_right_within_its_spread(pipe,
     assert abs(found["ratio"] - 2) <= 2 * found["spread"]
     assert plain["speed_up"] is None and plain["baseline"]
     assert cache["seconds"]["total"]["p20"] <= cache["seconds"]["total"]["median"] <= cache["seconds"]["total"]["p80"]
+
+
+def test_a_method_that_really_sleeps_less_is_measured_right_by_the_clock(tmp_path):
+    """No made-up seconds: blocks that do nothing but sleep, of which a cache leaves some out, and the host's clock."""
+    pipe = TINY["wan"].build()
+    pipe.set_progress_bar_config(disable=True)
+    slept, sleeps = [], {False: set(), True: set()}
+
+    def block(hidden_states, *args, **kwargs):
+        slept.append(1)
+        time.sleep(0.06)
+        return hidden_states
+
+    for one in pipe.transformer.blocks:
+        one.forward = block
+
+    def call(given):
+        slept.clear()
+        done = timed_run(pipe, {**TINY["wan"].call, **given, "generator": torch.Generator().manual_seed(0)})
+        sleeps[watcher_of(pipe) is not None].add((given["num_inference_steps"], len(slept)))
+        return done
+
+    work = Work(
+        pipe,
+        4,
+        lambda place, steps: {"num_inference_steps": steps or 4, "output_type": "np"},
+        call,
+        lambda output: output.frames[0],
+        MadeUp(pipe).work.judge,
+    )
+    store = opened(tmp_path / "b")
+    run(work, store, places=[Place("a", 0, repeat) for repeat in range(3)], warmup=1)
+    (plain,), (cached,) = ([count for steps, count in sleeps[on] if steps == 4] for on in (False, True))
+    found = lines(store)[1]["loop_speed_up"]
+    assert plain / cached > 1.2 and found["measurable"] and found["pairs"] == 3
+    # Beside the sleep there is little else in the loop, and a machine at work makes the spread larger too.
+    assert abs(found["ratio"] - plain / cached) <= 10 * found["spread"]
 
 
 def test_a_method_that_does_nothing_is_no_measurable_difference_and_a_warning(pipe, tmp_path):
