@@ -81,7 +81,9 @@ def page(bench: Benchmark, lines: Sequence[Line], names: Mapping[str, Sequence[s
         text += ["", f"## At least {level:g} dB", "", *level_table(lines, names, level)]
     text += ["", "## The front", "", f"![quality against speed]({bench.stem}.png)", "", *(f"- {one}" for one in last)]
     headings, rows = show.cells(lines)
-    text += ["", "## All settings", "", *_table([headings, *rows]), "", *(f"- {one}" for one in show.remarks(lines))]
+    text += ["", "## All settings", "", *_table([headings, *rows])]
+    headings, rows = show.parts(lines)
+    text += ["", "## Seconds by part", "", *_table([headings, *rows]), "", *(f"- {one}" for one in show.remarks(lines))]
     return "\n".join(text) + "\n"
 
 

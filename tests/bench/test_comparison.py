@@ -32,7 +32,7 @@ PAGE = {"command": "python -m bench.x", "model": "demo", "machine": {"cores": 2,
 def cell(one, seed=0, error=None, *, loop=1.0, total=1.0, methods=None, **given):
     """A finished run; what is given stands among the figures of its quality or of the run."""
     quality = {"psnr_db": 30.0, "ssim": 0.9, "vmaf": 80.0, "motion": 0.02, "score": {"color": True}}
-    quality |= {"flags": {}, "same_bits": False, "repeats": None}
+    quality |= {"flags": {}, "same_bits": False, "repeats": None, "lpips": None, "reasons": {}}
     figures = {"seconds": {"loop": loop, "total": total}, "steps": one.steps, "tokens_per_second": None}
     figures |= {"block_calls": 64, "peak_bytes": None, "held_bytes": 0, "library": None, "left_behind": []}
     figures |= {"warmup_steps": 2, "summary": None, "quality": quality}

@@ -191,6 +191,7 @@ def test_the_page_is_whole_and_needs_no_network():
         identity=[("command", "accel bench -s 'a & b'")],
         headings=["setting", "speed-up"],
         rows=[["a & b", "1.50× ± 0.02"]],
+        parts=(["setting", "VAE s"], [["a & b", "0.20"]]),
         remarks=["a: better than plain"],
         plot_svg=front.draw(front.points(LINES), "svg"),
         sheet_png=b"\x89PNG",
@@ -206,6 +207,7 @@ def test_the_page_is_whole_and_needs_no_network():
     reader.feed(text)
     assert reader.open == []
     assert all(address.startswith(("data:", "#")) for address in reader.addresses)
+    assert "<td>0.20</td>" in text and text.count("<table>") == 3
     assert "&lt;demo&gt;" in text and "a &amp; b" in text and "<demo>" not in text
     assert "block 0, step 2: reused. What changes it: cache.threshold=0.1" in text
     assert f"block 1, step 2: density 0.203. To raise it, {KEEP_DENSE}" in text and "No x: y." in text

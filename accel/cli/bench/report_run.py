@@ -57,6 +57,7 @@ def carry_out(folder: Path, target: Path, *, overwrite: bool, form: Format) -> N
         film_lost=lost,
         film_file=film_path.name,
         shown="" if place is None else f'"{place.prompt}", seed {place.seed}',
+        parts=show.parts(lines),
         sections=[_section(results, one) for one in results.settings],
     )
     files[target] = text_writer(render(page))
