@@ -93,6 +93,7 @@ def _data(
         "seconds": found.seconds,
         "parts": found.parts,
         "blocks": found.blocks,
+        "caches": found.caches,
         "layers": [_layer(layer, limits) for layer in found.layers],
         "operations": [asdict(one) for one in found.operations],
     }
@@ -108,6 +109,7 @@ def _lines(found: Profile, limits: Ceilings) -> list[str]:
     """The parts, the layers by kind, and the operations that took the most."""
     out = [f"{found.seconds:.2f} s under the profiler, which slows a run down; shares are of that"]
     shares = [f"{part} {seconds / found.seconds:.0%}" for part, seconds in found.parts.items() if seconds]
+    shares += [f"cache {name} {seconds / found.seconds:.1%} in its blocks" for name, seconds in found.caches.items()]
     out.append(", ".join(shares))
     rows: list[tuple[str, ...]] = [
         (

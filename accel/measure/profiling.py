@@ -15,10 +15,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from accel.errors import AccelError
 from accel.measure.parts import DENOISER, TEXT, VAE
-from accel.measure.wrapped import wrapped
+from accel.measure.wrapped import called, wrapped
 from accel.pipelines.sites import BlockSite, Denoiser, inspect_pipeline
 
 _PREFIX = "accel."
+# Of the ranges of caches, which :class:`accel.methods.block_deltas.BlockDeltas` names.
+_CACHE = "cache "
 
 
 @dataclass
@@ -51,11 +53,15 @@ class Operation:
 
 @dataclass
 class Profile:
-    """What was found in a run; seconds are the device's own where it is a GPU."""
+    """What was found in a run; seconds are the device's own where it is a GPU.
+
+    `parts` and `blocks` have in them what methods do there; `caches` has what each cache of blocks does, within them.
+    """
 
     layers: list[Layer] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
     blocks: list[float] = field(default_factory=list)
+    caches: dict[str, float] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -67,7 +73,7 @@ def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Pr
         pipe: a pipeline of a known family, with whatever is on it.
         run: calls it.
         trace: where the Chrome trace is written; in it, ranges called `accel.block transformer 3`, `accel.linear
-            transformer 3.ffn.net.2` and so on lie around the operations.
+            transformer 3.ffn.net.2`, `accel.cache tdc` and so on lie around the operations.
 
     Returns:
         The layers in the order of the blocks, seconds of the parts and of each block, and the operations by their own
@@ -82,19 +88,19 @@ def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Pr
     layers: dict[str, Layer] = {}
     with ExitStack() as stack:
         for denoiser in facts.denoisers:
-            stack.enter_context(_named(denoiser.module, "forward", DENOISER))
+            stack.enter_context(called(denoiser.module, _within(DENOISER)))
             for site in denoiser.blocks:
-                stack.enter_context(_named(site.module, "forward", _block_name(denoiser, site)))
+                stack.enter_context(called(site.module, _within(_block_name(denoiser, site))))
                 for layer, module, cost in _layers_of(denoiser, site):
                     layers[layer.name] = layer
                     stack.enter_context(_costed(module, layer, cost))
         for name, component in getattr(pipe, "components", {}).items():
             if name.startswith("text_encoder") and isinstance(component, nn.Module):
-                stack.enter_context(_named(component, "forward", TEXT))
+                stack.enter_context(wrapped(component, "forward", _within(TEXT)))
             elif name == "vae" and component is not None:
                 for method in ("encode", "decode"):
                     if hasattr(component, method):
-                        stack.enter_context(_named(component, method, VAE))
+                        stack.enter_context(wrapped(component, method, _within(VAE)))
         with profile(activities=activities) as profiler, record_function(f"{_PREFIX}call"):
             run()
             if device.type != "cpu":
@@ -108,14 +114,12 @@ def _block_name(denoiser: Denoiser, site: BlockSite) -> str:
     return f"block {denoiser.name} {site.index}"
 
 
-@contextmanager
-def _named(module: Any, method: str, name: str) -> Iterator[None]:
+def _within(name: str) -> Callable[..., Any]:
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with record_function(_PREFIX + name):
             return original(*args, **kwargs)
 
-    with wrapped(module, method, around):
-        yield
+    return around
 
 
 Cost = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float] | None]
@@ -203,6 +207,7 @@ def _read(profiler: Any, layers: dict[str, Layer], denoisers: tuple[Denoiser, ..
         [layer for layer in layers.values() if layer.calls],
         {part: ranges.get(part, 0.0) for part in (TEXT, DENOISER, VAE)},
         [ranges.get(_block_name(denoiser, site), 0.0) for denoiser in denoisers for site in denoiser.blocks],
+        {key.removeprefix(_CACHE): seconds for key, seconds in ranges.items() if key.startswith(_CACHE)},
         sorted((one for one in operations if one.seconds > 0), key=lambda one: -one.seconds),
         ranges.get("call", 0.0),
     )

@@ -118,7 +118,7 @@ def attempt(
             session = stack.enter_context(accel.enable(pipe, setting.config))
             if setting.prepared is not None:
                 setting.prepared.do(session)
-        # Outermost, so that what a method does around the denoiser counts for the denoiser.
+        # Last, so that what a method or a rival does around the denoiser counts for the denoiser.
         parts = stack.enter_context(watched_parts(pipe))
         peak = stack.enter_context(peak_memory(device))
         done = call(arguments)

@@ -76,6 +76,25 @@ def test_methods_show_by_their_own_operations(wan):
     assert any(one.name == "accel::block_attention" for one in found.operations)
 
 
+def test_what_a_cache_does_lies_in_the_blocks_and_has_a_name(wan, tmp_path):
+    hooks = {name: vars(module).get("_compiled_call_impl") for name, module in wan.transformer.named_modules()}
+    with accel.enable(wan, cache="delta"):
+        found = profiled(wan, run(wan, steps=4), tmp_path / "trace.json")
+    assert {name: vars(module).get("_compiled_call_impl") for name, module in wan.transformer.named_modules()} == hooks
+    events = [one for one in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if "dur" in one]
+
+    def spans(*names):
+        return [(one["ts"], one["ts"] + one["dur"]) for one in events if one["name"].startswith(names)]
+
+    for ranges in ("accel.block ", "accel.cache delta"):
+        around = spans(ranges)
+        for begin, end in spans("accel::apply_delta", "accel::compute_delta"):
+            assert any(first <= begin and end <= last for first, last in around), ranges
+    assert len(spans("accel::apply_delta")) > 0
+    assert 0 < found.caches["delta"] < sum(found.blocks) <= found.parts["denoiser"]
+    assert profiled(wan, run(wan, steps=1)).caches == {}
+
+
 def test_ceilings_are_measured_once_and_kept(tmp_path, monkeypatch):
     import accel.measure.ceilings as module
 
