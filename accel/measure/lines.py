@@ -114,6 +114,8 @@ def _warnings(setting: Setting, cells: list[Cell], judged: list[dict[str, Any]],
         for run in (cell.figures["summary"] or {"runs": []})["runs"]:
             found += [note for note in run["notes"] if "did nothing" in note]
             found += [f"{entry['method']} fell back: {entry['reason']}" for entry in run["fallbacks"]]
+    if any(cell.figures.get("given_back") is False for cell in cells):
+        found.append("the plain pipeline does not repeat its own bits: whether this left it as it was is not known")
     if not setting.plain and total is not None and total.measurable is False:
         same = bool(judged) and all(one["same_bits"] for one in judged)
         found.append("it made no measurable difference in speed" + (", and gave the same bits" if same else ""))

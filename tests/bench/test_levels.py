@@ -18,7 +18,7 @@ from tests.bench.test_comparison import PAGE
 PLAIN_SECONDS = 10.0
 
 
-def line(name, seconds, psnr, kind="method", *, said=True, errors=(), same_bits=0, unsaid=()):
+def line(name, seconds, psnr, kind="method", *, said=True, errors=(), same_bits=0, unsaid=(), measurable=True):
     """A line of a benchmark as far as levels read it."""
     config = {"config": {"cache": []} if kind == "method" else None, "rival": name if kind == "rival" else None}
     ratio = PLAIN_SECONDS / seconds if seconds else None
@@ -35,7 +35,9 @@ def line(name, seconds, psnr, kind="method", *, said=True, errors=(), same_bits=
         "steps_per_second": None,
         "tokens_per_second": None,
         "same_bits": same_bits,
-        "speed_up": {"ratio": ratio, "text": f"{ratio:.2f}×"} if said and seconds and kind != "plain" else None,
+        "speed_up": {"ratio": ratio, "text": f"{ratio:.2f}×", "measurable": measurable}
+        if said and seconds and kind != "plain"
+        else None,
         "unsaid": list(unsaid),
         "warnings": [],
         "library": None,
@@ -124,6 +126,16 @@ def test_what_is_slower_than_plain_is_no_front():
     slow = [PLAIN, line("int8", 12.0, 50.0), line("flex", 20.0, 129.0, "rival"), FEW]
     assert bests(slow, 35.0) == (None, None)
     assert closing(slow, against(slow))[-2].startswith("Accel has 0 of the 1 settings")
+
+
+def test_what_is_faster_by_noise_alone_is_no_front():
+    near = line("tdc", 9.97, 50.0, measurable=False)
+    assert bests([PLAIN, near, FEW], 35.0) == (None, None)
+    assert closing([PLAIN, near, FEW], against([PLAIN, near, FEW]))[-2].startswith("Accel has 0 of the 1 settings")
+    slower_but_sure = line("tdc b", 9.98, 50.0)
+    assert bests([PLAIN, near, slower_but_sure], 35.0) == (slower_but_sure, None)
+    unknown = line("tdc", 5.0, 50.0, measurable=None)
+    assert bests([PLAIN, unknown], 35.0) == (unknown, None)
 
 
 def test_the_table_of_a_level_has_every_method_and_the_page_its_parts():

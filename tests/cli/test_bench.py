@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from accel.errors import AccelError
 from accel.measure.cells import Place, Store
 from accel.measure.matrix import Work
 from accel.measure.verdict import LEAST_PAIRS
+from tests.repository.tree import ROOT
 
 PROMPT = "a red circle moving left on a black background"
 QUICK = ("--size", "quick", "--steps", "4", "--num-frames", "5", "--prompt", PROMPT)
@@ -143,6 +145,22 @@ def test_compare_writes_a_sheet_and_a_film_and_nothing_over_them(accel, done):
     assert result.out.splitlines()[-1] == "both.mp4: the same as a film"
     again = accel("compare", done, "-o", "both.png")
     assert again.code == 2 and "both.png exists" in again.err
+
+
+def test_what_compare_and_report_print_as_json_is_documented(accel, done):
+    text = (ROOT / "docs" / "benchmarking.md").read_text()
+    shown = accel("compare", done, "-o", "json.png", "--format", "json").json
+    page = accel("report", done, "-o", "page.html", "--format", "json").json
+    for command, data in (("compare", shown), ("report", page)):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `accel {command}` |"))
+        assert set(re.findall(r"`(\w+)`", row)) == {*data, *data["paths"]}
+        assert f'`schema` {data["schema"]}, `kind` "{data["kind"]}"' in row
+    _, _, table = text.partition("A line has:")
+    table, _, _ = table.partition("`accel compare --format json`")
+    named = {
+        key for line in table.splitlines() if line.startswith("|") for key in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert named == {key for line in shown["lines"] for key in line}
 
 
 def test_a_page_has_a_bound_and_leads_to_the_whole_film(accel, done, tmp_path, monkeypatch):

@@ -166,6 +166,23 @@ def test_a_setting_that_changes_the_pipeline_for_good_ends_the_benchmark(pipe, t
         run(MadeUp(pipe, spoil=lasting).work, opened(tmp_path / "b"))
 
 
+def test_a_pipeline_that_does_not_repeat_itself_cannot_be_checked_and_says_so(pipe, tmp_path):
+    calls = []
+
+    def unsteady(frames, given, on):
+        calls.append(on)
+        return frames if on else frames + np.float32(1e-4 * len(calls))
+
+    store = opened(tmp_path / "b")
+    run(MadeUp(pipe, spoil=unsteady).work, store, places=PLACES[:3])
+    assert lines(store)[1]["warnings"][0] == (
+        "the plain pipeline does not repeat its own bits: whether this left it as it was is not known"
+    )
+    run(MadeUp(pipe).work, opened(tmp_path / "c"), places=PLACES[:3])
+    steady = lines(Store.read(tmp_path / "c"))[1]["warnings"]
+    assert not any("does not repeat" in text for text in steady)
+
+
 def test_what_a_setting_raises_stands_in_its_row_and_what_the_baseline_raises_ends_all(pipe, tmp_path):
     def breaks(frames, given, on):
         if on and given["num_inference_steps"] == 8:

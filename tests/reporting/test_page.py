@@ -16,12 +16,12 @@ from accel.reporting.side_by_side import film_of_films, sheet_with_differences
 from accel.reporting.video import mp4
 
 
-def line(name, ratio, decibels, *, config=None, rival=None, baseline=False):
+def line(name, ratio, decibels, *, config=None, rival=None, baseline=False, measurable=True):
     return {
         "setting": name,
         "baseline": baseline,
         "config": {"config": config, "rival": rival, "steps": None},
-        "speed_up": None if ratio is None else {"ratio": ratio},
+        "speed_up": None if ratio is None else {"ratio": ratio, "measurable": measurable},
         "quality": {} if decibels is None else {"psnr_db": {"mean": decibels}},
     }
 
@@ -44,7 +44,8 @@ def test_the_front_holds_what_none_other_beats_in_both():
 
 
 def test_what_is_no_faster_than_the_baseline_is_no_front():
-    found = front.points([*LINES, line("slow", 0.9, 50.0, config={}), line("even", 1.0, 60.0, rival="flex")])
+    noise = line("noise", 1.003, 55.0, config={}, measurable=False)
+    found = front.points([*LINES, line("slow", 0.9, 50.0, config={}), line("even", 1.0, 60.0, rival="flex"), noise])
     assert [point.name for point in front.front(found)] == ["a", "b"]
 
 
