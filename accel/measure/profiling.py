@@ -14,6 +14,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from accel.errors import AccelError
+from accel.measure.operation_costs import Cost, costs
 from accel.measure.parts import DENOISER, TEXT, VAE
 from accel.measure.wrapped import called, wrapped
 from accel.pipelines.sites import BlockSite, Denoiser, inspect_pipeline
@@ -44,11 +45,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Operation:
-    """One of torch's or Accel's operations: its own time, without that of the operations it calls."""
+    """One of torch's or Accel's operations: its own time, without that of the operations it calls, and with it.
+
+    `flops` and `moved` are what its calls had to do at least in all of that time, as
+    :func:`accel.measure.operation_costs.costs` counts it; None where that is not known.
+    """
 
     name: str
     calls: int
     seconds: float
+    whole_seconds: float
+    flops: float | None = None
+    moved: float | None = None
 
 
 @dataclass
@@ -101,7 +109,7 @@ def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Pr
                 for method in ("encode", "decode"):
                     if hasattr(component, method):
                         stack.enter_context(wrapped(component, method, _within(VAE)))
-        with profile(activities=activities) as profiler, record_function(f"{_PREFIX}call"):
+        with profile(activities=activities, record_shapes=True) as profiler, record_function(f"{_PREFIX}call"):
             run()
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
@@ -122,11 +130,11 @@ def _within(name: str) -> Callable[..., Any]:
     return around
 
 
-Cost = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float] | None]
+_CostOf = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float] | None]
 
 
 @contextmanager
-def _costed(module: nn.Module, layer: Layer, cost: Cost) -> Iterator[None]:
+def _costed(module: nn.Module, layer: Layer, cost: _CostOf) -> Iterator[None]:
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with record_function(_PREFIX + layer.name):
             output = original(*args, **kwargs)
@@ -141,7 +149,7 @@ def _costed(module: nn.Module, layer: Layer, cost: Cost) -> Iterator[None]:
         yield
 
 
-def _layers_of(denoiser: Denoiser, site: BlockSite) -> Iterator[tuple[Layer, nn.Module, Cost]]:
+def _layers_of(denoiser: Denoiser, site: BlockSite) -> Iterator[tuple[Layer, nn.Module, _CostOf]]:
     attentions = {f.path: f.kind for f in site.attention}
     for path, module in site.module.named_modules():
         if path in attentions and attentions[path] != "linear":
@@ -158,7 +166,7 @@ def _linear_cost(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return 2.0 * given.numel() * module.out_features, float(given.nbytes + output.nbytes + weights)
 
 
-def _attention_cost(kind: str) -> Cost:
+def _attention_cost(kind: str) -> _CostOf:
     def cost(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> tuple[float, float] | None:
@@ -198,11 +206,13 @@ def _read(profiler: Any, layers: dict[str, Layer], denoisers: tuple[Denoiser, ..
     for name, layer in layers.items():
         layer.seconds = ranges.get(name, 0.0)
     _without_projections(layers)
-    operations = [
-        Operation(key, event.count, (event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e6)
-        for key, event in events.items()
-        if not key.startswith((_PREFIX, "cuda", "ProfilerStep"))
-    ]
+    counted = costs(profiler.profiler.kineto_results.events())
+    operations = []
+    for key, event in events.items():
+        if not key.startswith((_PREFIX, "cuda", "ProfilerStep")):
+            own = event.self_device_time_total if on_device else event.self_cpu_time_total
+            cost = counted.get(key, Cost(None, None))
+            operations.append(Operation(key, event.count, own / 1e6, total(event), cost.flops, cost.moved))
     return Profile(
         [layer for layer in layers.values() if layer.calls],
         {part: ranges.get(part, 0.0) for part in (TEXT, DENOISER, VAE)},

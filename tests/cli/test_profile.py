@@ -37,7 +37,9 @@ def test_it_writes_its_files_once_and_prints_a_table(make, accel, tmp_path):
     assert {key for first, _ in rows for key in re.findall(r"`(\w+)`", first)} == set(data)
     inner = {key for first, meaning in rows for key in re.findall(r"`(\w+)`", first + meaning)}
     assert inner >= {*data["layers"][0], *data["operations"][0], *data["ceilings"], *data["machine"], *data["parts"]}
-    assert "linear ffn.net.2" in result.out and "aten::addmm" in result.out
+    assert "linear ffn.net.2" in result.out
+    (products,) = (line.split() for line in result.out.splitlines() if line.startswith("aten::addmm "))
+    assert len(products) == 9 and float(products[5].replace(",", "")) > 0 and products[6].endswith("%")
     again = accel("profile", *QUICK, "-o", "found")
     assert again.code == 2 and "exists; choose another name, or add --overwrite" in again.err
 

@@ -46,7 +46,9 @@ def test_layers_are_counted_by_formula_and_named_in_the_trace(wan, tmp_path):
     assert 0 < sum(found.blocks) <= found.parts["denoiser"] <= found.seconds
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"accel.block transformer 0", "accel.linear transformer 0.attn1.to_q", "accel.denoiser"} <= names
-    assert any(one.name.startswith("aten::") for one in found.operations)
+    (products,) = (one for one in found.operations if one.name == "aten::addmm")
+    linears = sum(layer.flops for layer in found.layers if layer.name.startswith("linear"))
+    assert linears < products.flops < 2 * linears, "there are some outside of the blocks too"
 
 
 def test_a_fused_projection_and_a_lora_around_one_do_not_hide_the_width(monkeypatch):
@@ -92,6 +94,9 @@ def test_what_a_cache_does_lies_in_the_blocks_and_has_a_name(wan, tmp_path):
             assert any(first <= begin and end <= last for first, last in around), ranges
     assert len(spans("accel::apply_delta")) > 0
     assert 0 < found.caches["delta"] < sum(found.blocks) <= found.parts["denoiser"]
+    deltas = {one.name: one for one in found.operations if one.name.endswith("_delta")}
+    assert set(deltas) == {"accel::apply_delta", "accel::compute_delta"}
+    assert all(one.moved > 0 and one.flops is None and one.whole_seconds >= one.seconds for one in deltas.values())
     assert profiled(wan, run(wan, steps=1)).caches == {}
 
 
