@@ -27,11 +27,12 @@ import accel
 from accel.cli.job.claims import Claims
 from accel.config import AccelConfig
 from accel.errors import AccelError
+from accel.measure.backend import backend
 from accel.measure.cells import Cell, Place, Store
 from accel.measure.judge import judge
 from accel.measure.matrix import NotGivenBack, Work, check, measure, order
 from accel.measure.one_run import timed_run
-from accel.measure.timing import machine
+from accel.measure.timing import changes, machine
 from accel.measure.trial import Setting
 from accel.pipelines.demo import SIZES, WEIGHTS, defaults
 from accel.pipelines.demo.scenes import Scene
@@ -141,7 +142,8 @@ class Benchmark:
             parser.error(f"--prompts: 1 to {len(SCENES)}")
 
         torch.set_num_threads(options.threads)
-        here = machine()  # now, because the checkout may have moved on when the last clip is done
+        # Now, because the checkout may have moved on when the last clip is done.
+        here, changed = machine(), changes()
         pipe: Any = accel.load_pipeline("demo", size=options.size)
         pipe.set_progress_bar_config(disable=True)
         own = defaults(options.size)
@@ -152,7 +154,9 @@ class Benchmark:
             "dtype": "float32",
             "guidance": own["guidance_scale"],
             "clip": "{height}×{width}×{num_frames}".format(**call),
+            "baseline_backend": backend(pipe),
             "machine": here,
+            **({} if changed is None else {"uncommitted_changes": changed}),
         }
         folder = _folder(name, settings, fresh=options.fresh)
         texts = [scene.caption() for scene in SCENES[: options.prompts]]
@@ -268,7 +272,7 @@ def tabulate(
 
 
 def _folder(name: str, settings: dict[str, Any], *, fresh: bool) -> Path:
-    """Where the clips of a benchmark are kept: those of another machine, commit or model are elsewhere."""
+    """Where the clips of a benchmark are kept: those of another machine, code or model are elsewhere."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = ROOT / "outputs" / "bench" / name / digest
     folder.mkdir(parents=True, exist_ok=True)

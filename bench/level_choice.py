@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from accel.measure.lines import Line, mean_psnr
 from accel.measure.verdict import SpeedUp
-from accel.reporting.front import front, kind_of, points
+from accel.reporting.front import faster, front, kind_of, points
 
 # Mean PSNR to the plain clips, in dB.
 LEVELS = (35.0, 30.0, 25.0)
@@ -48,14 +48,11 @@ def at_level(
 
 
 def bests(lines: Sequence[Line], level: float) -> tuple[Line | None, Line | None]:
-    """At a level the fastest of Accel, and the fastest of rivals and fewer steps; None for one no faster than plain."""
+    """At a level the fastest of Accel, and the fastest of rivals and fewer steps; None where plain is as fast."""
     ours = [line for line in lines if kind_of(line) == "method"]
     others = [line for line in lines if kind_of(line) != "method"]
-    mine, other = (fastest(some, level) for some in (ours, others))
-    return (
-        mine if mine is not None and mine["speed_up"]["ratio"] > 1 else None,
-        other if other is not None and other["speed_up"]["ratio"] > 1 else None,
-    )
+    mine, other = (fastest([line for line in some if faster(line)], level) for some in (ours, others))
+    return mine, other
 
 
 def closing(lines: Sequence[Line], against: Against, levels: Sequence[float] = LEVELS) -> list[str]:

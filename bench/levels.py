@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from accel.cli.bench import show
-from accel.errors import AccelWarning
+from accel.errors import AccelError, AccelWarning
 from accel.measure.lines import Line, lines_of, speed_up_of
 from accel.measure.verdict import SpeedUp
 from accel.reporting import front
@@ -40,6 +40,11 @@ def main() -> None:
     if len(bench.steps) > 1:
         raise SystemExit("--steps: give one number")
     (steps,) = bench.steps
+    try:
+        # Before the hours of measuring, not after them.
+        front.check_drawing()
+    except AccelError as error:
+        raise SystemExit(str(error)) from error
     groups = families(steps)
     settings = chosen([baseline(steps), *(one for each in groups.values() for one in each)], bench.options.rows)
     cells = bench.measured(settings)
@@ -76,7 +81,9 @@ def page(bench: Benchmark, lines: Sequence[Line], names: Mapping[str, Sequence[s
         text += ["", f"## At least {level:g} dB", "", *level_table(lines, names, level)]
     text += ["", "## The front", "", f"![quality against speed]({bench.stem}.png)", "", *(f"- {one}" for one in last)]
     headings, rows = show.cells(lines)
-    text += ["", "## All settings", "", *_table([headings, *rows]), "", *(f"- {one}" for one in show.remarks(lines))]
+    text += ["", "## All settings", "", *_table([headings, *rows])]
+    headings, rows = show.parts(lines)
+    text += ["", "## Seconds by part", "", *_table([headings, *rows]), "", *(f"- {one}" for one in show.remarks(lines))]
     return "\n".join(text) + "\n"
 
 

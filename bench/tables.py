@@ -134,6 +134,9 @@ def markdown(
 def heading(title: str, about: Mapping[str, Any]) -> list[str]:
     """What a page of results begins with: by which command, on which machine."""
     shown = {key: value for key, value in about.items() if key not in ("command", "machine", "prompts")}
+    if "baseline_backend" in shown:
+        known = shown["baseline_backend"]
+        shown["baseline_backend"] = f"attention {known['attention']}, {'' if known['compiled'] else 'not '}compiled"
     return [
         f"# {title}",
         "",

@@ -10,7 +10,8 @@ from typing import Any
 from accel.cli.once import Done, run_once, warm_up
 from accel.cli.request import Request
 from accel.config import AccelConfig
-from accel.measure import prompt_accuracy, quality
+from accel.measure.judge import judge
+from accel.measure.verdict import SpeedUp, reds, speed_up
 from accel.reporting.contact_sheet import comparison_sheet
 from accel.reporting.files import Writer
 from accel.reporting.side_file import frames_sha256
@@ -35,16 +36,32 @@ def run_both(pipe: Any, request: Request, config: AccelConfig, label: Callable[[
 
 
 def compare(done: Done, plain: Done, request: Request) -> dict[str, Any]:
-    """Seconds, speed-up and likeness as plain data; `psnr_db` is None for equal frames, which `same_bits` tells."""
-    psnr = quality.psnr(done.frames, plain.frames)
-    large_enough = min(done.frames.shape[1:3]) >= 11
+    """Seconds, speed-up and likeness as plain data; `psnr_db` is None for equal frames, which `same_bits` tells.
+
+    The speed-ups are None where `unsaid` says why: of a clip that is broken, stands still, flickers or shows something
+    else.
+    """
+    scenes = request.model == "demo"
+    reference = judge(plain.frames, None, request.prompt, scenes=scenes)
+    unsaid = reds([_told(reference)])
+    if unsaid:
+        # What lies beside a clip of values that are not finite says nothing.
+        found = judge(done.frames, None, request.prompt, scenes=scenes)
+        unsaid = [f"the plain run: {reason}" for reason in unsaid]
+    else:
+        found = judge(done.frames, plain.frames, request.prompt, scenes=scenes)
+        unsaid = reds([_told(found)])
+    whole = None if unsaid else speed_up([plain.seconds], [done.seconds])
+    loop = None if unsaid else _of_loops(plain, done)
     return {
-        "plain": _one(plain, request),
-        "accelerated": _one(done, request),
-        "speedup": plain.seconds / done.seconds,
-        "loop_speedup": _ratio(plain.loop_seconds, done.loop_seconds),
-        "psnr_db": psnr if math.isfinite(psnr) else None,
-        "ssim": quality.ssim(done.frames, plain.frames) if large_enough else None,
+        "plain": _one(plain, reference),
+        "accelerated": _one(done, found),
+        "speedup": whole and whole.ratio,
+        "speedup_text": whole and str(whole),
+        "loop_speedup": loop and loop.ratio,
+        "unsaid": unsaid,
+        "psnr_db": _told(found)["psnr_db"],
+        "ssim": found["ssim"],
         "same_bits": frames_sha256(done.frames) == frames_sha256(plain.frames),
         "runs": 1,
         "warmup_steps": _WARM_UP_STEPS,
@@ -55,12 +72,15 @@ def lines(comparison: dict[str, Any]) -> list[str]:
     """The comparison for a person."""
     out = [_row(name, comparison[name]) for name in ("plain", "accelerated")]
     loop = comparison["loop_speedup"]
-    speed = f"{comparison['speedup']:.2f}x as fast" + (f" ({loop:.2f}x in the loop)" if loop else "")
+    if comparison["unsaid"]:
+        speed = f"no speed-up is said: {'; '.join(comparison['unsaid'])}"
+    else:
+        speed = f"speed-up {comparison['speedup_text']}" + (f", in the loop {loop:.2f}×" if loop else "")
     if comparison["same_bits"]:
         likeness = "same bits as the plain run"
     else:
         psnr, ssim = comparison["psnr_db"], comparison["ssim"]
-        likeness = f"PSNR {psnr:.1f} dB" if psnr is not None else "equal pixels"
+        likeness = f"PSNR {psnr:.1f} dB" if psnr is not None else "no PSNR"
         likeness += f", SSIM {ssim:.4f}" if ssim is not None else ""
         likeness += " against the plain run"
     return [
@@ -83,9 +103,20 @@ def sheet(done: Done, plain: Done) -> Writer:
     return write
 
 
-def _one(done: Done, request: Request) -> dict[str, Any]:
-    shown = prompt_accuracy.score(done.frames, request.prompt) if request.model == "demo" else {}
-    return {"seconds": done.seconds, "loop_seconds": done.loop_seconds, "prompt_accuracy": shown or None}
+def _told(judged: dict[str, Any]) -> dict[str, Any]:
+    """As `reds` reads it; the PSNR of equal pixels is infinite, which JSON has no number for."""
+    decibels = judged["psnr_db"]
+    return {**judged, "psnr_db": decibels if decibels is None or math.isfinite(decibels) else None, "repeats": None}
+
+
+def _of_loops(plain: Done, done: Done) -> SpeedUp | None:
+    if not plain.loop_seconds or not done.loop_seconds:
+        return None
+    return speed_up([plain.loop_seconds], [done.loop_seconds])
+
+
+def _one(done: Done, judged: dict[str, Any]) -> dict[str, Any]:
+    return {"seconds": done.seconds, "loop_seconds": done.loop_seconds, "prompt_accuracy": judged["score"]}
 
 
 def _row(name: str, one: dict[str, Any]) -> str:
@@ -104,7 +135,3 @@ def _row(name: str, one: dict[str, Any]) -> str:
 
 def _caption(name: str, done: Done) -> str:
     return f"{name}, {done.seconds:.2f} s"
-
-
-def _ratio(base: float | None, other: float | None) -> float | None:
-    return base / other if base is not None and other else None

@@ -21,7 +21,7 @@ from accel.cli.printing import Format, columns, emit, say
 from accel.cli.request import Request
 from accel.cli.run_generate import chosen_methods, load_ready
 from accel.measure.ceilings import Ceilings, ceilings
-from accel.measure.profiling import Layer, Profile, profiled
+from accel.measure.profiling import Layer, Operation, Profile, profiled
 from accel.measure.timing import machine
 from accel.pipelines.sites import inspect_pipeline
 from accel.reporting.files import Writer, bytes_writer, check_free, text_writer, write_together
@@ -93,6 +93,7 @@ def _data(
         "seconds": found.seconds,
         "parts": found.parts,
         "blocks": found.blocks,
+        "caches": found.caches,
         "layers": [_layer(layer, limits) for layer in found.layers],
         "operations": [asdict(one) for one in found.operations],
     }
@@ -108,6 +109,7 @@ def _lines(found: Profile, limits: Ceilings) -> list[str]:
     """The parts, the layers by kind, and the operations that took the most."""
     out = [f"{found.seconds:.2f} s under the profiler, which slows a run down; shares are of that"]
     shares = [f"{part} {seconds / found.seconds:.0%}" for part, seconds in found.parts.items() if seconds]
+    shares += [f"cache {name} {seconds / found.seconds:.1%} in its blocks" for name, seconds in found.caches.items()]
     out.append(", ".join(shares))
     rows: list[tuple[str, ...]] = [
         (
@@ -155,12 +157,34 @@ def _lines(found: Profile, limits: Ceilings) -> list[str]:
             f"{most:.0%} of a ceiling: work was left out or is in a coarser format, or the device was busy when the "
             "ceiling was measured (--measure-ceilings measures it again)"
         )
-    rows = [("operations, own time", "calls", "seconds", "share")]
+    rates = ("Gflop/s", "of the ceiling", "GB/s", "of the ceiling")
+    rows = [("operations, own time", "calls", "seconds", "share", "with what it calls", *rates)]
     rows += [
-        (one.name, str(one.calls), f"{one.seconds:.3f}", f"{one.seconds / found.seconds:.1%}")
-        for one in found.operations[:_SHOWN_OPERATIONS]
+        (
+            one.name,
+            str(one.calls),
+            f"{one.seconds:.3f}",
+            f"{one.seconds / found.seconds:.1%}",
+            f"{one.whole_seconds:.3f}",
+            *_rate(one.flops, one.whole_seconds, limits.flops),
+            *_rate(one.moved, one.whole_seconds, limits.bandwidth),
+        )
+        for one in _shown(found.operations)
     ]
     return [*out, "", *columns(rows, indent=""), ""]
+
+
+def _shown(operations: list[Operation]) -> list[Operation]:
+    """Those that took the most time of their own, and all of Accel's, which on a CPU leave most of it to torch's."""
+    first, others = operations[:_SHOWN_OPERATIONS], operations[_SHOWN_OPERATIONS:]
+    return [*first, *(one for one in others if one.name.startswith("accel::"))]
+
+
+def _rate(amount: float | None, seconds: float, ceiling: float) -> tuple[str, str]:
+    if amount is None or not seconds:
+        return "–", "–"
+    rate = amount / seconds
+    return f"{rate / 1e9:,.1f}", f"{rate / ceiling:.0%}"
 
 
 def _by_kind(layers: list[Layer]) -> dict[str, list[Layer]]:

@@ -16,6 +16,7 @@ from accel.measure.verdict import LEAST_PSNR, SpeedUp, reds, speed_up
 # Figures of one clip beside that of the baseline, and of one clip by itself.
 LIKENESS = ("psnr_db", "ssim", "ms_ssim", "vmaf", "lpips", "motion_ratio", "flicker_ratio")
 ALONE = ("motion", "flicker", "clip_score")
+_ACCURACY = "prompt_accuracy"
 
 Line = dict[str, Any]
 
@@ -32,9 +33,9 @@ def lines_of(
     A line has "setting" (its name), "config", "steps", "evaluations", "runs", "errors", "seconds" (by part: median,
     p20, p80), "results_per_minute" (by batch), "steps_per_second", "tokens_per_second", "peak_bytes", "held_bytes",
     "block_calls" (as a share of the baseline's), "quality" (of each figure its mean, median, least and most over the
-    clips), "same_bits" (clips with the baseline's bits), "prompt_accuracy", "speed_up" and "loop_speed_up" (None where
-    nothing may be said), "unsaid" (why), "warnings", "library" of a rival with its version, and
-    "left_behind".
+    clips), "missing" (why no clip has a figure, by its name), "same_bits" (clips with the baseline's bits),
+    "prompt_accuracy", "speed_up" and "loop_speed_up" (None where nothing may be said), "unsaid" (why), "warnings",
+    "library" of a rival with its version, and "left_behind".
     """
     found = {one.fingerprint: list(cells(one)) for one in (baseline, *settings)}
     ordered = [baseline, *(one for one in settings if one.fingerprint != baseline.fingerprint)]
@@ -66,8 +67,9 @@ def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: lis
         "held_bytes": max((cell.figures["held_bytes"] for cell in single), default=0),
         "block_calls": _block_calls(single, reference),
         "quality": {name: spread for name in (*LIKENESS, *ALONE) if (spread := _spread(judged, name)) is not None},
+        "missing": _missing(judged, (*ALONE, _ACCURACY) if is_baseline else (*LIKENESS, *ALONE, _ACCURACY)),
         "same_bits": sum(one["same_bits"] for one in judged),
-        "prompt_accuracy": _accuracy(judged),
+        _ACCURACY: _accuracy(judged),
         "speed_up": _said(total),
         "loop_speed_up": _said(loop),
         "unsaid": [] if is_baseline else unsaid,
@@ -112,6 +114,8 @@ def _warnings(setting: Setting, cells: list[Cell], judged: list[dict[str, Any]],
         for run in (cell.figures["summary"] or {"runs": []})["runs"]:
             found += [note for note in run["notes"] if "did nothing" in note]
             found += [f"{entry['method']} fell back: {entry['reason']}" for entry in run["fallbacks"]]
+    if any(cell.figures.get("given_back") is False for cell in cells):
+        found.append("the plain pipeline does not repeat its own bits: whether this left it as it was is not known")
     if not setting.plain and total is not None and total.measurable is False:
         same = bool(judged) and all(one["same_bits"] for one in judged)
         found.append("it made no measurable difference in speed" + (", and gave the same bits" if same else ""))
@@ -166,6 +170,14 @@ def _spread(judged: list[dict[str, Any]], name: str) -> dict[str, float] | None:
         "least": min(values),
         "most": max(values),
     }
+
+
+def _missing(judged: list[dict[str, Any]], names: Iterable[str]) -> dict[str, str]:
+    """Why a figure was measured in no clip, where a reason is known."""
+    reasons: dict[str, str] = {}
+    for one in judged:
+        reasons = {**one.get("reasons", {}), **reasons}
+    return {name: reasons[name] for name in names if name in reasons and all(one.get(name) is None for one in judged)}
 
 
 def _first(cells: list[Cell], what: str) -> Any:

@@ -126,7 +126,7 @@ def _cell(
         told = warm.up(setting, place.batch)
         began = time.time()
         trial = attempt(work.pipe, told, work.arguments(place, setting.steps), work.call)
-        figures = {**trial.figures, "began": began, "warmup_steps": warm.steps}
+        figures = {**trial.figures, "began": began, "warmup_steps": warm.steps, "given_back": warm.given_back(setting)}
         if place.batch == 1:
             frames = work.frames(trial.output)
             figures["quality"] = _judged(work, store, setting, baseline, place, frames)
@@ -196,6 +196,11 @@ class _WarmUp:
                     self._run(replace(setting, steps=self.steps), {}, size)
                 self._done.add((setting.fingerprint, size))
         return setting
+
+    def given_back(self, setting: Setting) -> bool | None:
+        """Whether the plain pipeline gave its bits after the setting; False where it does not repeat them by itself, so
+        that this is not known, None of the plain pipeline and without warm-up."""
+        return None if setting.plain or self._plain is None else self._steady
 
     def _run_short(self, setting: Setting) -> None:
         if self._plain is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.measure.wrapped import wrapped
+from accel.measure.wrapped import called, wrapped
 from accel.pipelines.sites import Denoiser, inspect_pipeline, token_grid
 from accel.runtime.device_clock import mark, seconds_between
 
@@ -61,7 +61,7 @@ def watched_parts(pipe: Any) -> Iterator[Parts]:
     facts = inspect_pipeline(pipe)
     parts = Parts(torch.device(getattr(pipe, "_execution_device", None) or "cpu"))
 
-    def called(part: str) -> Callable[..., Any]:
+    def spanned(part: str) -> Callable[..., Any]:
         def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             with parts.span(part):
                 return original(*args, **kwargs)
@@ -81,12 +81,12 @@ def watched_parts(pipe: Any) -> Iterator[Parts]:
 
     with ExitStack() as stack:
         for denoiser in facts.denoisers:
-            stack.enter_context(wrapped(denoiser.module, "forward", denoise(denoiser)))
+            stack.enter_context(called(denoiser.module, denoise(denoiser)))
         for name, component in getattr(pipe, "components", {}).items():
             if name.startswith("text_encoder") and isinstance(component, nn.Module):
-                stack.enter_context(wrapped(component, "forward", called(TEXT)))
+                stack.enter_context(wrapped(component, "forward", spanned(TEXT)))
             elif name == "vae" and component is not None:
                 for method in ("encode", "decode"):
                     if hasattr(component, method):
-                        stack.enter_context(wrapped(component, method, called(VAE)))
+                        stack.enter_context(wrapped(component, method, spanned(VAE)))
         yield parts

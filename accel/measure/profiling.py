@@ -14,11 +14,14 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from accel.errors import AccelError
+from accel.measure.operation_costs import Cost, costs
 from accel.measure.parts import DENOISER, TEXT, VAE
-from accel.measure.wrapped import wrapped
+from accel.measure.wrapped import called, wrapped
 from accel.pipelines.sites import BlockSite, Denoiser, inspect_pipeline
 
 _PREFIX = "accel."
+# Of the ranges of caches, which :class:`accel.methods.block_deltas.BlockDeltas` names.
+_CACHE = "cache "
 
 
 @dataclass
@@ -42,20 +45,31 @@ class Layer:
 
 @dataclass(frozen=True)
 class Operation:
-    """One of torch's or Accel's operations: its own time, without that of the operations it calls."""
+    """One of torch's or Accel's operations: its own time, without that of the operations it calls, and with it.
+
+    `flops` and `moved` are what its calls had to do at least in all of that time, as
+    :func:`accel.measure.operation_costs.costs` counts it; None where that is not known.
+    """
 
     name: str
     calls: int
     seconds: float
+    whole_seconds: float
+    flops: float | None = None
+    moved: float | None = None
 
 
 @dataclass
 class Profile:
-    """What was found in a run; seconds are the device's own where it is a GPU."""
+    """What was found in a run; seconds are the device's own where it is a GPU.
+
+    `parts` and `blocks` have in them what methods do there; `caches` has what each cache of blocks does, within them.
+    """
 
     layers: list[Layer] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
     blocks: list[float] = field(default_factory=list)
+    caches: dict[str, float] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -67,7 +81,7 @@ def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Pr
         pipe: a pipeline of a known family, with whatever is on it.
         run: calls it.
         trace: where the Chrome trace is written; in it, ranges called `accel.block transformer 3`, `accel.linear
-            transformer 3.ffn.net.2` and so on lie around the operations.
+            transformer 3.ffn.net.2`, `accel.cache tdc` and so on lie around the operations.
 
     Returns:
         The layers in the order of the blocks, seconds of the parts and of each block, and the operations by their own
@@ -82,20 +96,20 @@ def profiled(pipe: Any, run: Callable[[], Any], trace: Path | None = None) -> Pr
     layers: dict[str, Layer] = {}
     with ExitStack() as stack:
         for denoiser in facts.denoisers:
-            stack.enter_context(_named(denoiser.module, "forward", DENOISER))
+            stack.enter_context(called(denoiser.module, _within(DENOISER)))
             for site in denoiser.blocks:
-                stack.enter_context(_named(site.module, "forward", _block_name(denoiser, site)))
+                stack.enter_context(called(site.module, _within(_block_name(denoiser, site))))
                 for layer, module, cost in _layers_of(denoiser, site):
                     layers[layer.name] = layer
                     stack.enter_context(_costed(module, layer, cost))
         for name, component in getattr(pipe, "components", {}).items():
             if name.startswith("text_encoder") and isinstance(component, nn.Module):
-                stack.enter_context(_named(component, "forward", TEXT))
+                stack.enter_context(wrapped(component, "forward", _within(TEXT)))
             elif name == "vae" and component is not None:
                 for method in ("encode", "decode"):
                     if hasattr(component, method):
-                        stack.enter_context(_named(component, method, VAE))
-        with profile(activities=activities) as profiler, record_function(f"{_PREFIX}call"):
+                        stack.enter_context(wrapped(component, method, _within(VAE)))
+        with profile(activities=activities, record_shapes=True) as profiler, record_function(f"{_PREFIX}call"):
             run()
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
@@ -108,21 +122,19 @@ def _block_name(denoiser: Denoiser, site: BlockSite) -> str:
     return f"block {denoiser.name} {site.index}"
 
 
-@contextmanager
-def _named(module: Any, method: str, name: str) -> Iterator[None]:
+def _within(name: str) -> Callable[..., Any]:
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with record_function(_PREFIX + name):
             return original(*args, **kwargs)
 
-    with wrapped(module, method, around):
-        yield
+    return around
 
 
-Cost = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float] | None]
+_CostOf = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[float, float] | None]
 
 
 @contextmanager
-def _costed(module: nn.Module, layer: Layer, cost: Cost) -> Iterator[None]:
+def _costed(module: nn.Module, layer: Layer, cost: _CostOf) -> Iterator[None]:
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with record_function(_PREFIX + layer.name):
             output = original(*args, **kwargs)
@@ -137,7 +149,7 @@ def _costed(module: nn.Module, layer: Layer, cost: Cost) -> Iterator[None]:
         yield
 
 
-def _layers_of(denoiser: Denoiser, site: BlockSite) -> Iterator[tuple[Layer, nn.Module, Cost]]:
+def _layers_of(denoiser: Denoiser, site: BlockSite) -> Iterator[tuple[Layer, nn.Module, _CostOf]]:
     attentions = {f.path: f.kind for f in site.attention}
     for path, module in site.module.named_modules():
         if path in attentions and attentions[path] != "linear":
@@ -154,7 +166,7 @@ def _linear_cost(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return 2.0 * given.numel() * module.out_features, float(given.nbytes + output.nbytes + weights)
 
 
-def _attention_cost(kind: str) -> Cost:
+def _attention_cost(kind: str) -> _CostOf:
     def cost(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> tuple[float, float] | None:
@@ -194,15 +206,18 @@ def _read(profiler: Any, layers: dict[str, Layer], denoisers: tuple[Denoiser, ..
     for name, layer in layers.items():
         layer.seconds = ranges.get(name, 0.0)
     _without_projections(layers)
-    operations = [
-        Operation(key, event.count, (event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e6)
-        for key, event in events.items()
-        if not key.startswith((_PREFIX, "cuda", "ProfilerStep"))
-    ]
+    counted = costs(profiler.profiler.kineto_results.events())
+    operations = []
+    for key, event in events.items():
+        if not key.startswith((_PREFIX, "cuda", "ProfilerStep")):
+            own = event.self_device_time_total if on_device else event.self_cpu_time_total
+            cost = counted.get(key, Cost(None, None))
+            operations.append(Operation(key, event.count, own / 1e6, total(event), cost.flops, cost.moved))
     return Profile(
         [layer for layer in layers.values() if layer.calls],
         {part: ranges.get(part, 0.0) for part in (TEXT, DENOISER, VAE)},
         [ranges.get(_block_name(denoiser, site), 0.0) for denoiser in denoisers for site in denoiser.blocks],
+        {key.removeprefix(_CACHE): seconds for key, seconds in ranges.items() if key.startswith(_CACHE)},
         sorted((one for one in operations if one.seconds > 0), key=lambda one: -one.seconds),
         ranges.get("call", 0.0),
     )

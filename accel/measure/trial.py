@@ -15,12 +15,12 @@ import torch
 import accel
 from accel.config import AccelConfig
 from accel.errors import AccelError
+from accel.measure.backend import compiled
 from accel.measure.block_calls import count_block_calls
 from accel.measure.one_run import TimedRun
 from accel.measure.parts import DENOISER, watched_parts
 from accel.measure.peak import peak_memory
 from accel.measure.rivals import rival
-from accel.pipelines.sites import inspect_pipeline
 from accel.session import Session
 
 _OTHER = "other"
@@ -111,14 +111,14 @@ def attempt(
     session = other = None
     with ExitStack() as stack:
         # A compiled block would be compiled anew for the count.
-        calls = None if _compiled(pipe) else stack.enter_context(count_block_calls(pipe))
+        calls = None if compiled(pipe) else stack.enter_context(count_block_calls(pipe))
         if setting.rival is not None:
             other = stack.enter_context(rival(pipe, setting.rival, **setting.rival_settings))
         elif setting.config.methods:
             session = stack.enter_context(accel.enable(pipe, setting.config))
             if setting.prepared is not None:
                 setting.prepared.do(session)
-        # Outermost, so that what a method does around the denoiser counts for the denoiser.
+        # Last, so that what a method or a rival does around the denoiser counts for the denoiser.
         parts = stack.enter_context(watched_parts(pipe))
         peak = stack.enter_context(peak_memory(device))
         done = call(arguments)
@@ -149,11 +149,6 @@ def attempt(
             "summary": summary,
         },
     )
-
-
-def _compiled(pipe: Any) -> bool:
-    blocks = (block.module for denoiser in inspect_pipeline(pipe).denoisers for block in denoiser.blocks)
-    return any(vars(block).get("_compiled_call_impl") is not None for block in blocks)
 
 
 def _asked_steps(pipe: Any, arguments: Mapping[str, Any]) -> int | None:

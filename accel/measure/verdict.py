@@ -15,8 +15,9 @@ LEAST_PAIRS = 3
 # Frames that are further from the plain ones than this show something else; chosen by us. Clips of the built-in model
 # with different prompts lie 2 to 13 dB apart.
 LEAST_PSNR = 12.0
-# Kinds of flags of `judge` with which a clip is no result; how unlike it may be is asked here.
-_RED = ("broken", "frozen", "flicker")
+# Kinds of flags of `judge` with which a clip is no result, and what they come to in a few words; how unlike it may be
+# is asked here.
+_RED = {"broken": "broken", "frozen": "stands still", "flicker": "flickers"}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def reds(clips: Sequence[dict[str, Any]], *, least_psnr: float = LEAST_PSNR) -> 
         for kind in _RED
         if (flagged := [clip["flags"][kind] for clip in clips if kind in clip["flags"]])
     ]
-    decibels = [clip["psnr_db"] for clip in clips if clip["psnr_db"] is not None]
-    far = [value for value in decibels if value < least_psnr]
+    far = [clip["psnr_db"] for clip in clips if _far(clip, least_psnr)]
     if far:
         found.append(
             f"{len(far)} of {len(clips)} clips show something else than the plain run "
@@ -85,3 +85,17 @@ def reds(clips: Sequence[dict[str, Any]], *, least_psnr: float = LEAST_PSNR) -> 
     if any(clip["repeats"] is False for clip in clips):
         found.append("the same run gave other bits the second time")
     return found
+
+
+def fault(clip: dict[str, Any], *, least_psnr: float = LEAST_PSNR) -> str | None:
+    """What `reds` says of one clip alone, in a few words to stand below its picture; None where it says nothing."""
+    flagged = next((words for kind, words in _RED.items() if kind in clip["flags"]), None)
+    if flagged is not None:
+        return flagged
+    if _far(clip, least_psnr):
+        return "not the same picture"
+    return "other bits the second time" if clip["repeats"] is False else None
+
+
+def _far(clip: dict[str, Any], least_psnr: float) -> bool:
+    return clip["psnr_db"] is not None and clip["psnr_db"] < least_psnr

@@ -1,4 +1,4 @@
-"""A method of one instance, wrapped for a while."""
+"""A method of one instance, or the whole call of a module, wrapped for a while."""
 
 from __future__ import annotations
 
@@ -6,6 +6,30 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
+
+from accel.runtime.hooks import hook_of
+
+
+@contextmanager
+def called(module: nn.Module, around: Callable[..., Any]) -> Iterator[None]:
+    """Calls `around(original, *args, **kwargs)` in place of the whole call of a module within the block.
+
+    Where a session's hook stands in front of the module that is outside of the hook, with all that methods do there;
+    elsewhere it is the module's `forward`.
+    """
+    hook = hook_of(module)
+    if hook is None:
+        with wrapped(module, "forward", around):
+            yield
+        return
+    # Of the outermost the one that came last is the first.
+    undo = hook.add(lambda proceed, args, kwargs: around(proceed, *args, **kwargs), depth=-1)
+    try:
+        yield
+    finally:
+        undo()
 
 
 @contextmanager

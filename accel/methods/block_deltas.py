@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch.profiler import record_function
 
 from accel.kernels.delta import apply_delta
 from accel.methods.base import Context
@@ -210,17 +211,20 @@ class BlockDeltas:
         if moment is None:
             return proceed(*args, **kwargs)
         branch = self._state.at(moment)
-        if site.index == 0:
-            self._begin(branch, moment, denoiser, site.streams(args, kwargs))
-            self._reorder(branch, denoiser)
-        if site.index in branch.plans:
-            branch.plan = self._enter(branch, moment, branch.plans[site.index])
+        if site.index == 0 or site.index in branch.plans:
+            with self._named():
+                if site.index == 0:
+                    self._begin(branch, moment, denoiser, site.streams(args, kwargs))
+                    self._reorder(branch, denoiser)
+                if site.index in branch.plans:
+                    branch.plan = self._enter(branch, moment, branch.plans[site.index])
         plan = branch.plan
         if site.index not in plan.blocks:
             return self._computed(site, moment, proceed(*args, **kwargs))
         streams = site.streams(args, kwargs)
         if plan.reuse:
-            reused = self._reuse(branch, site, streams, moment.step, plan.reach)
+            with self._named():
+                reused = self._reuse(branch, site, streams, moment.step, plan.reach)
             if reused is not None:
                 self._context.recorder.event(self._name, "reused", moment, site.index)
                 return site.pack(reused)
@@ -228,10 +232,15 @@ class BlockDeltas:
             self._context.board.keep_change(site.index)
         output = proceed(*args, **kwargs)
         if plan.capture:
-            self._capture(branch, moment, site, streams, site.unpack(output, streams))
-            if site.index == plan.blocks[-1]:
-                self._leave(branch, moment)
+            with self._named():
+                self._capture(branch, moment, site, streams, site.unpack(output, streams))
+                if site.index == plan.blocks[-1]:
+                    self._leave(branch, moment)
         return self._computed(site, moment, output)
+
+    def _named(self) -> record_function:
+        """A range in torch's profiler; without one it is nothing to speak of."""
+        return record_function(f"accel.cache {self._name}")
 
     def _computed(self, site: BlockSite, moment: Moment, output: Any) -> Any:
         self._context.recorder.event(self._name, "computed", moment, site.index)

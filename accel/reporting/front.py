@@ -23,13 +23,15 @@ _KINDS = {
 class Point:
     """A setting: how many times as fast as the baseline, and its mean PSNR in dB.
 
-    `kind` is "method", "fewer" (the plain pipeline with fewer steps) or "rival".
+    `faster` is False where noise could be all that it is faster by, and where it is slower. `kind` is "method", "fewer"
+    (the plain pipeline with fewer steps) or "rival".
     """
 
     name: str
     speed_up: float
     psnr_db: float
     kind: str
+    faster: bool
 
 
 def points(lines: Sequence[dict[str, Any]]) -> list[Point]:
@@ -39,8 +41,14 @@ def points(lines: Sequence[dict[str, Any]]) -> list[Point]:
         quality = line["quality"].get("psnr_db")
         if line["baseline"] or line["speed_up"] is None or quality is None:
             continue
-        found.append(Point(line["setting"], line["speed_up"]["ratio"], quality["mean"], kind_of(line)))
+        found.append(Point(line["setting"], line["speed_up"]["ratio"], quality["mean"], kind_of(line), faster(line)))
     return found
+
+
+def faster(line: dict[str, Any]) -> bool:
+    """Whether a line is faster than the baseline by more than noise; of too few pairs to tell that, by its ratio."""
+    said = line["speed_up"]
+    return said is not None and said["ratio"] > 1 and said["measurable"] is not False
 
 
 def kind_of(line: dict[str, Any]) -> str:
@@ -53,13 +61,25 @@ def kind_of(line: dict[str, Any]) -> str:
 def front(found: Sequence[Point]) -> list[Point]:
     """The points that no other is at least as fast and as good as, from the slowest to the fastest.
 
-    One that is no faster than the baseline is none of them: the baseline has its own clips.
+    One that is no faster than the baseline, or by no more than noise, is none of them: the baseline has its own clips.
     """
     best: list[Point] = []
     for point in sorted(found, key=lambda one: (-one.speed_up, -one.psnr_db)):
-        if point.speed_up > 1 and (not best or point.psnr_db > best[-1].psnr_db):
+        if point.faster and (not best or point.psnr_db > best[-1].psnr_db):
             best.append(point)
     return best[::-1]
+
+
+def check_drawing() -> None:
+    """Refuses before any work where no plot can be drawn.
+
+    Raises:
+        AccelError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise AccelError('the plot needs matplotlib: pip install "dit-accel[bench]"') from error
 
 
 def draw(found: Sequence[Point], form: str, named: Collection[str] | None = None) -> bytes:
@@ -68,11 +88,10 @@ def draw(found: Sequence[Point], form: str, named: Collection[str] | None = None
     Raises:
         AccelError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise AccelError('the plot needs matplotlib: pip install "dit-accel[bench]"') from error
+    check_drawing()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "accel", "font.size": 9}):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.add_subplot()

@@ -32,7 +32,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows; files are bytes. `film_lost` says what the film has lost of that in the file beside it."""
+    """All that a page shows; files are bytes.
+
+    `film_lost` says what the film has lost of that in the file beside it; `parts` has the headings and rows of a second
+    table.
+    """
 
     title: str
     identity: Sequence[tuple[str, str]]
@@ -44,6 +48,7 @@ class Page:
     film_mp4: bytes | None
     shown: str
     sections: Sequence[Section] = field(default_factory=list)
+    parts: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ())
     film_lost: str = ""
     film_file: str = ""
 

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from diffusers.models.attention_dispatch import attention_backend
 
 from accel.config import AccelConfig
 from accel.errors import AccelError
@@ -30,7 +32,7 @@ PAGE = {"command": "python -m bench.x", "model": "demo", "machine": {"cores": 2,
 def cell(one, seed=0, error=None, *, loop=1.0, total=1.0, methods=None, **given):
     """A finished run; what is given stands among the figures of its quality or of the run."""
     quality = {"psnr_db": 30.0, "ssim": 0.9, "vmaf": 80.0, "motion": 0.02, "score": {"color": True}}
-    quality |= {"flags": {}, "same_bits": False, "repeats": None}
+    quality |= {"flags": {}, "same_bits": False, "repeats": None, "lpips": None, "reasons": {}}
     figures = {"seconds": {"loop": loop, "total": total}, "steps": one.steps, "tokens_per_second": None}
     figures |= {"block_calls": 64, "peak_bytes": None, "held_bytes": 0, "library": None, "left_behind": []}
     figures |= {"warmup_steps": 2, "summary": None, "quality": quality}
@@ -217,3 +219,25 @@ def test_every_rival_is_there_whether_it_is_installed_or_not(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert {one.rival for one in rivals(24)} == set(RIVALS)
     assert {one.rival for one in tdc.settings(PIPE, 24)} == {None, *CACHES}
+
+
+def test_clips_of_another_state_of_the_code_or_another_backend_are_kept_apart(monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["bench.x", "--size", "quick"])
+    monkeypatch.setattr("accel.load_pipeline", lambda *_, **__: TINY["wan"].build())
+    monkeypatch.setattr(comparison, "machine", lambda: {"commit": "0", "modified": True})
+    threads, found = torch.get_num_threads(), []
+    try:
+        for state in (None, "one", "two"):
+            monkeypatch.setattr(comparison, "changes", lambda state=state: state)
+            found.append(Benchmark.open("x", None))
+        with attention_backend("_native_math"):
+            found.append(Benchmark.open("x", None))
+    finally:
+        torch.set_num_threads(threads)
+    assert len({bench.folder for bench in found}) == 4
+    assert [bench.settings.get("uncommitted_changes") for bench in found] == [None, "one", "two", "two"]
+    native, *_, other = (bench.settings["baseline_backend"] for bench in found)
+    assert native == {"attention": "native", "compiled": False} and other["attention"] == "_native_math"
+    page = markdown("T", {**found[1].about, "machine": {}}, {8: rows([(PLAIN, plain(3))])}, None, [])
+    assert "baseline_backend: attention native, not compiled" in page and "uncommitted_changes: one" in page

@@ -1,5 +1,7 @@
 """Levels of quality on made-up figures: which setting stands at which, what the closing lines say, the page."""
 
+import sys
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,7 @@ from tests.bench.test_comparison import PAGE
 PLAIN_SECONDS = 10.0
 
 
-def line(name, seconds, psnr, kind="method", *, said=True, errors=(), same_bits=0, unsaid=()):
+def line(name, seconds, psnr, kind="method", *, said=True, errors=(), same_bits=0, unsaid=(), measurable=True):
     """A line of a benchmark as far as levels read it."""
     config = {"config": {"cache": []} if kind == "method" else None, "rival": name if kind == "rival" else None}
     ratio = PLAIN_SECONDS / seconds if seconds else None
@@ -29,8 +31,13 @@ def line(name, seconds, psnr, kind="method", *, said=True, errors=(), same_bits=
         "errors": list(errors),
         "seconds": {} if seconds is None else {"total": dict.fromkeys(("median", "p20", "p80"), seconds)},
         "quality": quality,
+        "missing": {},
+        "steps_per_second": None,
+        "tokens_per_second": None,
         "same_bits": same_bits,
-        "speed_up": {"ratio": ratio, "text": f"{ratio:.2f}×"} if said and seconds and kind != "plain" else None,
+        "speed_up": {"ratio": ratio, "text": f"{ratio:.2f}×", "measurable": measurable}
+        if said and seconds and kind != "plain"
+        else None,
         "unsaid": list(unsaid),
         "warnings": [],
         "library": None,
@@ -121,6 +128,16 @@ def test_what_is_slower_than_plain_is_no_front():
     assert closing(slow, against(slow))[-2].startswith("Accel has 0 of the 1 settings")
 
 
+def test_what_is_faster_by_noise_alone_is_no_front():
+    near = line("tdc", 9.97, 50.0, measurable=False)
+    assert bests([PLAIN, near, FEW], 35.0) == (None, None)
+    assert closing([PLAIN, near, FEW], against([PLAIN, near, FEW]))[-2].startswith("Accel has 0 of the 1 settings")
+    slower_but_sure = line("tdc b", 9.98, 50.0)
+    assert bests([PLAIN, near, slower_but_sure], 35.0) == (slower_but_sure, None)
+    unknown = line("tdc", 5.0, 50.0, measurable=None)
+    assert bests([PLAIN, unknown], 35.0) == (unknown, None)
+
+
 def test_the_table_of_a_level_has_every_method_and_the_page_its_parts():
     names = {"tdc": ["tdc a", "tdc b"], "int8": ["int8"], FEWER: ["plain, 12 steps"], "taylorseer": ["taylor"]}
     lines = [*LINES, line("int8", 12.0, 28.0)]
@@ -132,6 +149,19 @@ def test_the_table_of_a_level_has_every_method_and_the_page_its_parts():
     page = levels.page(bench, lines, names, ["what it comes to"])
     assert [f"## At least {level:g} dB" in page for level in LEVELS] == [True] * 3
     assert "- what it comes to" in page and "](levels.png)" in page and "| tdc c |" in page.replace("**", "")
+
+
+def test_without_matplotlib_it_says_so_before_anything_is_measured(monkeypatch):
+    def measured(*_):
+        raise AssertionError("hours of work")
+
+    bench = SimpleNamespace(steps=[24], options=Namespace(rows=None), measured=measured)
+    monkeypatch.setattr(levels.Benchmark, "open", lambda *_, **__: bench)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as refusal:
+        levels.main()
+    assert str(refusal.value) == 'the plot needs matplotlib: pip install "dit-accel[bench]"'
 
 
 def test_the_plot_is_a_picture():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from PIL import Image
 from accel.cli import main
 from accel.cli.bench import report_run, run, wording
 from accel.cli.bench.heat_run import measure_heat
+from accel.cli.bench.results import places_of
 from accel.cli.printing import Format
 from accel.errors import AccelError
 from accel.measure.cells import Place, Store
 from accel.measure.matrix import Work
+from accel.measure.verdict import LEAST_PAIRS
+from tests.repository.tree import ROOT
 
 PROMPT = "a red circle moving left on a black background"
 QUICK = ("--size", "quick", "--steps", "4", "--num-frames", "5", "--prompt", PROMPT)
@@ -143,6 +147,22 @@ def test_compare_writes_a_sheet_and_a_film_and_nothing_over_them(accel, done):
     assert again.code == 2 and "both.png exists" in again.err
 
 
+def test_what_compare_and_report_print_as_json_is_documented(accel, done):
+    text = (ROOT / "docs" / "benchmarking.md").read_text()
+    shown = accel("compare", done, "-o", "json.png", "--format", "json").json
+    page = accel("report", done, "-o", "page.html", "--format", "json").json
+    for command, data in (("compare", shown), ("report", page)):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `accel {command}` |"))
+        assert set(re.findall(r"`(\w+)`", row)) == {*data, *data["paths"]}
+        assert f'`schema` {data["schema"]}, `kind` "{data["kind"]}"' in row
+    _, _, table = text.partition("A line has:")
+    table, _, _ = table.partition("`accel compare --format json`")
+    named = {
+        key for line in table.splitlines() if line.startswith("|") for key in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert named == {key for line in shown["lines"] for key in line}
+
+
 def test_a_page_has_a_bound_and_leads_to_the_whole_film(accel, done, tmp_path, monkeypatch):
     result = accel("report", done, "-o", "small.html")
     assert result.code == 0, result.err
@@ -205,6 +225,26 @@ def test_what_the_pipeline_refuses_names_the_setting(accel, saved, tmp_path):
     result = accel("bench", "-m", saved("sana"), "--prompt", "x", "-s", "sparse: attention=pisa", "-o", "results")
     assert result.code == 2 and "setting 'sparse': " in result.err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pairs"),
+    [
+        ([], 3),
+        (["--prompt", "a dog"], 3),
+        (["--prompt", "a dog", "--prompt", "a cat"], 4),
+        (["--prompt", "a dog", "--seeds", "2"], 4),
+        (["--seeds", "2"], 6),
+        (["--prompt", "a dog", "--repeats", "1"], 1),
+    ],
+)
+def test_unless_it_is_told_otherwise_it_makes_pairs_enough_to_know_the_noise(accel, monkeypatch, arguments, pairs):
+    wanted = []
+    monkeypatch.setattr(run, "carry_out", wanted.append)
+    assert accel("bench", *arguments).code == 0
+    (one,) = wanted
+    assert len(places_of(one.prompts, one.seeds, one.repeats, one.batches)) == pairs
+    assert pairs >= LEAST_PAIRS or "--repeats" in arguments
 
 
 def test_settings_are_read_as_written(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from accel.cli.run_profile import _lines
 from accel.measure.ceilings import Ceilings
 from accel.measure.profiling import Layer
+from tests.repository.tree import ROOT
 
 QUICK = ("--size", "quick", "--steps", "2", "--num-frames", "5")
 
@@ -30,7 +32,14 @@ def test_it_writes_its_files_once_and_prints_a_table(make, accel, tmp_path):
     }  # fmt: skip
     data = json.loads((tmp_path / "found" / "profile.json").read_text())
     assert (data["kind"], data["schema"], data["call"]["num_inference_steps"]) == ("accel profile", 1, 2)
-    assert "linear ffn.net.2" in result.out and "aten::addmm" in result.out
+    documented = (ROOT / "docs" / "profiling.md").read_text().partition("## The figures as JSON")[2]
+    rows = [line.split("|")[1:3] for line in documented.splitlines() if line.startswith("| `")]
+    assert {key for first, _ in rows for key in re.findall(r"`(\w+)`", first)} == set(data)
+    inner = {key for first, meaning in rows for key in re.findall(r"`(\w+)`", first + meaning)}
+    assert inner >= {*data["layers"][0], *data["operations"][0], *data["ceilings"], *data["machine"], *data["parts"]}
+    assert "linear ffn.net.2" in result.out
+    (products,) = (line.split() for line in result.out.splitlines() if line.startswith("aten::addmm "))
+    assert len(products) == 9 and float(products[5].replace(",", "")) > 0 and products[6].endswith("%")
     again = accel("profile", *QUICK, "-o", "found")
     assert again.code == 2 and "exists; choose another name, or add --overwrite" in again.err
 
@@ -47,7 +56,7 @@ def test_what_is_not_counted_is_said_so(make, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("flops", "said"), [(104.0, False), (150.0, True)])
 def test_more_than_a_ceiling_is_explained(flops, said):
     layer = Layer("linear a", "a", 0, calls=1, flops=flops, moved=1.0, seconds=1.0)
-    found = SimpleNamespace(seconds=2.0, parts={"denoiser": 1.0}, layers=[layer], operations=[])
+    found = SimpleNamespace(seconds=2.0, parts={"denoiser": 1.0}, caches={}, layers=[layer], operations=[])
     out = "\n".join(_lines(found, Ceilings(100.0, 100.0)))
     assert ("150% of a ceiling: " in out and "--measure-ceilings" in out) is said
 

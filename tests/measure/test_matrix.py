@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.measure.cells import CELLS_FILE, Place, Store
 from accel.measure.lines import lines_of, rival_of_fewer_steps
-from accel.measure.matrix import NotGivenBack, check, measure, order
+from accel.measure.matrix import NotGivenBack, Work, check, measure, order
+from accel.measure.one_run import timed_run
 from accel.measure.trial import Setting
+from accel.runtime.runs import watcher_of
 from tests.measure.made_up import MadeUp
 from tests.tiny_pipelines import TINY
 
@@ -54,6 +57,43 @@ def test_a_method_that_takes_less_time_is_measured_right_within_its_spread(pipe,
     assert abs(found["ratio"] - 2) <= 2 * found["spread"]
     assert plain["speed_up"] is None and plain["baseline"]
     assert cache["seconds"]["total"]["p20"] <= cache["seconds"]["total"]["median"] <= cache["seconds"]["total"]["p80"]
+
+
+def test_a_method_that_really_sleeps_less_is_measured_right_by_the_clock(tmp_path):
+    """No made-up seconds: blocks that do nothing but sleep, of which a cache leaves some out, and the host's clock."""
+    pipe = TINY["wan"].build()
+    pipe.set_progress_bar_config(disable=True)
+    slept, sleeps = [], {False: set(), True: set()}
+
+    def block(hidden_states, *args, **kwargs):
+        slept.append(1)
+        time.sleep(0.06)
+        return hidden_states
+
+    for one in pipe.transformer.blocks:
+        one.forward = block
+
+    def call(given):
+        slept.clear()
+        done = timed_run(pipe, {**TINY["wan"].call, **given, "generator": torch.Generator().manual_seed(0)})
+        sleeps[watcher_of(pipe) is not None].add((given["num_inference_steps"], len(slept)))
+        return done
+
+    work = Work(
+        pipe,
+        4,
+        lambda place, steps: {"num_inference_steps": steps or 4, "output_type": "np"},
+        call,
+        lambda output: output.frames[0],
+        MadeUp(pipe).work.judge,
+    )
+    store = opened(tmp_path / "b")
+    run(work, store, places=[Place("a", 0, repeat) for repeat in range(3)], warmup=1)
+    (plain,), (cached,) = ([count for steps, count in sleeps[on] if steps == 4] for on in (False, True))
+    found = lines(store)[1]["loop_speed_up"]
+    assert plain / cached > 1.2 and found["measurable"] and found["pairs"] == 3
+    # Beside the sleep there is little else in the loop, and a machine at work makes the spread larger too.
+    assert abs(found["ratio"] - plain / cached) <= 10 * found["spread"]
 
 
 def test_a_method_that_does_nothing_is_no_measurable_difference_and_a_warning(pipe, tmp_path):
@@ -124,6 +164,23 @@ def test_a_setting_that_changes_the_pipeline_for_good_ends_the_benchmark(pipe, t
 
     with pytest.raises(NotGivenBack, match="after 'cache' the plain pipeline gave other bits"):
         run(MadeUp(pipe, spoil=lasting).work, opened(tmp_path / "b"))
+
+
+def test_a_pipeline_that_does_not_repeat_itself_cannot_be_checked_and_says_so(pipe, tmp_path):
+    calls = []
+
+    def unsteady(frames, given, on):
+        calls.append(on)
+        return frames if on else frames + np.float32(1e-4 * len(calls))
+
+    store = opened(tmp_path / "b")
+    run(MadeUp(pipe, spoil=unsteady).work, store, places=PLACES[:3])
+    assert lines(store)[1]["warnings"][0] == (
+        "the plain pipeline does not repeat its own bits: whether this left it as it was is not known"
+    )
+    run(MadeUp(pipe).work, opened(tmp_path / "c"), places=PLACES[:3])
+    steady = lines(Store.read(tmp_path / "c"))[1]["warnings"]
+    assert not any("does not repeat" in text for text in steady)
 
 
 def test_what_a_setting_raises_stands_in_its_row_and_what_the_baseline_raises_ends_all(pipe, tmp_path):

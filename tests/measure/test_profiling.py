@@ -46,7 +46,9 @@ def test_layers_are_counted_by_formula_and_named_in_the_trace(wan, tmp_path):
     assert 0 < sum(found.blocks) <= found.parts["denoiser"] <= found.seconds
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"accel.block transformer 0", "accel.linear transformer 0.attn1.to_q", "accel.denoiser"} <= names
-    assert any(one.name.startswith("aten::") for one in found.operations)
+    (products,) = (one for one in found.operations if one.name == "aten::addmm")
+    linears = sum(layer.flops for layer in found.layers if layer.name.startswith("linear"))
+    assert linears < products.flops < 2 * linears, "there are some outside of the blocks too"
 
 
 def test_a_fused_projection_and_a_lora_around_one_do_not_hide_the_width(monkeypatch):
@@ -74,6 +76,28 @@ def test_methods_show_by_their_own_operations(wan):
     with accel.enable(wan, attention="pisa", density=0.25):
         found = profiled(wan, run(wan, steps=8))
     assert any(one.name == "accel::block_attention" for one in found.operations)
+
+
+def test_what_a_cache_does_lies_in_the_blocks_and_has_a_name(wan, tmp_path):
+    hooks = {name: vars(module).get("_compiled_call_impl") for name, module in wan.transformer.named_modules()}
+    with accel.enable(wan, cache="delta"):
+        found = profiled(wan, run(wan, steps=4), tmp_path / "trace.json")
+    assert {name: vars(module).get("_compiled_call_impl") for name, module in wan.transformer.named_modules()} == hooks
+    events = [one for one in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if "dur" in one]
+
+    def spans(*names):
+        return [(one["ts"], one["ts"] + one["dur"]) for one in events if one["name"].startswith(names)]
+
+    for ranges in ("accel.block ", "accel.cache delta"):
+        around = spans(ranges)
+        for begin, end in spans("accel::apply_delta", "accel::compute_delta"):
+            assert any(first <= begin and end <= last for first, last in around), ranges
+    assert len(spans("accel::apply_delta")) > 0
+    assert 0 < found.caches["delta"] < sum(found.blocks) <= found.parts["denoiser"]
+    deltas = {one.name: one for one in found.operations if one.name.endswith("_delta")}
+    assert set(deltas) == {"accel::apply_delta", "accel::compute_delta"}
+    assert all(one.moved > 0 and one.flops is None and one.whole_seconds >= one.seconds for one in deltas.values())
+    assert profiled(wan, run(wan, steps=1)).caches == {}
 
 
 def test_ceilings_are_measured_once_and_kept(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import torch
 from accelerate import cpu_offload_with_hook
 from torch import nn
 
-from accel.measure.wrapped import wrapped
+from accel.measure.wrapped import called, wrapped
+from accel.runtime.hooks import HookSet
 
 
 def counted(calls):
@@ -40,3 +41,29 @@ def test_hooks_that_are_renewed_within_stay():
     module(torch.ones(2))
     hook.remove()
     assert calls == [1] and not hasattr(module, "_old_forward")
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_whole_call_is_wrapped_outside_of_what_a_session_puts_around_it(on):
+    module, hooks, seen = nn.Linear(2, 2), HookSet(object()), []
+
+    def said(name):
+        def interceptor(proceed, args, kwargs):
+            seen.append(name)
+            return proceed(*args, **kwargs)
+
+        return interceptor
+
+    def around(original, *args, **kwargs):
+        seen.append("around")
+        return original(*args, **kwargs)
+
+    if on:
+        hooks.add(module, said("outermost"), outermost=True)
+        hooks.add(module, said("method"))
+    before = dict(vars(module))
+    with called(module, around):
+        module(torch.zeros(1, 2))
+    assert seen == ["around", *(["outermost", "method"] if on else [])]
+    module(torch.zeros(1, 2))
+    assert seen.count("around") == 1 and vars(module) == before

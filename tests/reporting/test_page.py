@@ -17,12 +17,12 @@ from accel.reporting.side_by_side import film_of_films, sheet_with_differences
 from accel.reporting.video import mp4
 
 
-def line(name, ratio, decibels, *, config=None, rival=None, baseline=False):
+def line(name, ratio, decibels, *, config=None, rival=None, baseline=False, measurable=True):
     return {
         "setting": name,
         "baseline": baseline,
         "config": {"config": config, "rival": rival, "steps": None},
-        "speed_up": None if ratio is None else {"ratio": ratio},
+        "speed_up": None if ratio is None else {"ratio": ratio, "measurable": measurable},
         "quality": {} if decibels is None else {"psnr_db": {"mean": decibels}},
     }
 
@@ -45,7 +45,8 @@ def test_the_front_holds_what_none_other_beats_in_both():
 
 
 def test_what_is_no_faster_than_the_baseline_is_no_front():
-    found = front.points([*LINES, line("slow", 0.9, 50.0, config={}), line("even", 1.0, 60.0, rival="flex")])
+    noise = line("noise", 1.003, 55.0, config={}, measurable=False)
+    found = front.points([*LINES, line("slow", 0.9, 50.0, config={}), line("even", 1.0, 60.0, rival="flex"), noise])
     assert [point.name for point in front.front(found)] == ["a", "b"]
 
 
@@ -205,6 +206,7 @@ def test_the_page_is_whole_and_needs_no_network():
         identity=[("command", "accel bench -s 'a & b'")],
         headings=["setting", "speed-up"],
         rows=[["a & b", "1.50× ± 0.02"]],
+        parts=(["setting", "VAE s"], [["a & b", "0.20"]]),
         remarks=["a: better than plain"],
         plot_svg=front.draw(front.points(LINES), "svg"),
         sheet_png=b"\x89PNG",
@@ -220,6 +222,7 @@ def test_the_page_is_whole_and_needs_no_network():
     reader.feed(text)
     assert reader.open == []
     assert all(address.startswith(("data:", "#")) for address in reader.addresses)
+    assert "<td>0.20</td>" in text and text.count("<table>") == 3
     assert "&lt;demo&gt;" in text and "a &amp; b" in text and "<demo>" not in text
     assert "block 0, step 2: reused. What changes it: cache.threshold=0.1" in text
     assert f"block 1, step 2: density 0.203. To raise it, {KEEP_DENSE}" in text and "No x: y." in text

@@ -38,9 +38,20 @@ def test_import_is_lean() -> None:
     assert loaded("import accel\naccel.__version__\ndir(accel)")[0] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["calibrate", "--help"]])
+# With an option of each that its help has.
+COMMANDS = {
+    "generate": "--prompt",
+    "bench": "--setting",
+    "compare": "--setting",
+    "profile": "--prompt",
+    "calibrate": "--prompt",
+    "report": "--output",
+}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_is_lean(arguments: list[str]) -> None:
     heavy, printed = loaded(COMMAND.format(arguments=arguments))
     assert heavy == []
     assert "Usage" in printed
-    assert ("--prompt" if len(arguments) > 1 else "generate") in printed
+    assert COMMANDS.get(arguments[0], "generate") in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from accel.cli.request import Request
 from accel.errors import AccelError
 from accel.reporting.files import check_folder
 
-_DEMO_PROMPTS = 2
+_DEMO_PROMPTS = 3
+# Runs of each setting where the command does not say how often: so many that the noise is known, which
+# `accel.measure.verdict.LEAST_PAIRS` says; its module loads torch, which a command's help must not.
+_LEAST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,15 @@ def bench(
     ] = False,
     seed: Annotated[int, option(MUCH, "The first seed, 0 if left out.", **whole(0))] = 0,
     seeds: Annotated[int, option(MUCH, "Seeds for each prompt, 1 if left out.", **whole(1, 1000))] = 1,
-    repeats: Annotated[int, option(MUCH, "How often each run is measured, 1 if left out.", **whole(1, 1000))] = 1,
+    repeats: Annotated[
+        int | None,
+        option(
+            MUCH,
+            "How often each run is measured; if left out, as often as gives each setting three runs: once with "
+            "three prompts or seeds.",
+            **whole(1, 1000),
+        ),
+    ] = None,
     batch: Annotated[
         list[int] | None,
         option(MUCH, "Results in one call, for the throughput; 1 is always measured. May be repeated.", **whole(1)),
@@ -153,17 +165,17 @@ def bench(
         raise AccelError("there is no prompt: give some with --prompt, or a file with one on each line with --prompts")
     if output is not None:
         check_folder(output.expanduser())
-    texts = texts or demo_prompts(_DEMO_PROMPTS)
+    texts = list(dict.fromkeys(texts or demo_prompts(_DEMO_PROMPTS)))
     wanted = Wanted(
         base=model.request(texts[0], seed, call, compile=compile_),
         settings=tuple(setting or ()),
-        prompts=tuple(dict.fromkeys(texts)),
+        prompts=tuple(texts),
         seeds=tuple(range(seed, seed + seeds)),
         form=form,
         settings_file=settings and settings.expanduser(),
         baseline=baseline,
         fewer_steps=not no_fewer_steps,
-        repeats=repeats,
+        repeats=math.ceil(_LEAST_RUNS / (len(texts) * seeds)) if repeats is None else repeats,
         batches=tuple(dict.fromkeys((1, *(batch or ())))),
         warmup=warmup,
         least_psnr=least_psnr,

@@ -45,7 +45,8 @@ def carry_out(results: Results, shown: Shown, form: Format) -> None:
     write_together(files, overwrite=shown.overwrite)
     if form is Format.JSON:
         paths = {"sheet": os.path.abspath(sheet_path), "film": film_path and os.path.abspath(film_path)}
-        emit({"schema": 1, "kind": "accel compare", "paths": paths, "prompt": place.prompt, "lines": lines})
+        shown_of = {"prompt": place.prompt, "seed": place.seed}
+        emit({"schema": 1, "kind": "accel compare", "paths": paths, **shown_of, "lines": lines})
         return
     for line in (*show.table(lines), *show.remarks(lines)):
         say(line, form)

@@ -13,6 +13,7 @@ from accel.errors import AccelError
 from accel.measure.cells import Place
 from accel.measure.lines import Line
 from accel.measure.trial import Setting
+from accel.measure.verdict import fault
 from accel.pipelines import demo
 from accel.reporting.side_by_side import Film, film_of_films, sheet_with_differences
 
@@ -68,6 +69,7 @@ def _label(results: Results, setting: Setting, place: Place, line: Line) -> str:
             parts.append(f"{decibels:.1f} dB")
         elif figures["quality"]["same_bits"]:
             parts.append("same bits")
-    if line["unsaid"]:
-        parts.append("not the same picture")
+        wrong = fault(figures["quality"], least_psnr=results.least_psnr)
+        # What is wrong may be something else than this clip, which the remarks tell.
+        parts += [wrong] if wrong is not None else ["no speed-up is said"] if line["unsaid"] else []
     return ", ".join(parts)

@@ -57,6 +57,7 @@ def carry_out(folder: Path, target: Path, *, overwrite: bool, form: Format) -> N
         film_lost=lost,
         film_file=film_path.name,
         shown="" if place is None else f'"{place.prompt}", seed {place.seed}',
+        parts=show.parts(lines),
         sections=[_section(results, one) for one in results.settings],
     )
     files[target] = text_writer(render(page))
@@ -91,6 +92,7 @@ def _identity(results: Results) -> list[tuple[str, str]]:
     return [
         ("command", plan["command"]),
         ("pipeline", f"{identity['pipeline']}, {identity['dtype']}, weights {identity['weights']}"),
+        ("baseline's backend", _backend(identity)),
         ("call", _words(identity["call"])),
         ("machine", _words(told)),
         ("accel", identity["accel"]),
@@ -101,6 +103,14 @@ def _identity(results: Results) -> list[tuple[str, str]]:
             f"compared with {plan['baseline']}",
         ),
     ]
+
+
+def _backend(identity: dict[str, Any]) -> str:
+    # Older results do not tell.
+    known = identity.get("baseline_backend")
+    if known is None:
+        return "not recorded"
+    return f"attention: {known['attention']}, {'compiled' if known['compiled'] else 'not compiled'}"
 
 
 def _section(results: Results, setting: Setting) -> Section:

@@ -31,6 +31,7 @@ from accel.cli.request import Request
 from accel.cli.run_generate import Ready, load_ready
 from accel.config import AccelConfig
 from accel.errors import AccelError
+from accel.measure.backend import backend
 from accel.measure.cells import HEADER_FILE, KIND, SCHEMA, Cell, Place, Store
 from accel.measure.clip_score import ClipScore
 from accel.measure.judge import judge
@@ -170,6 +171,7 @@ def _identity(wanted: Wanted, plan: Plan, ready: Ready) -> dict[str, Any]:
             }
         ),
         "options": {name: value for name, value in request.options().items() if name not in ("fps", "dtype")},
+        "baseline_backend": backend(ready.pipe),
         "baseline": f"{plan.baseline.name}, {plan.baseline.fingerprint[:8]}",
         "measures": {"lpips": wanted.lpips is not None, "clip": wanted.clip_model and wanted.clip_model.name},
         "machine": machine(request.device),

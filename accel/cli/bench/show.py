@@ -9,28 +9,42 @@ from accel.cli.printing import columns
 from accel.measure.lines import Line, mean_psnr, rival_of_fewer_steps
 
 _NONE = "–"
+# Characters of an exception's text in a row, so that the other columns stay in sight; the remarks have all of it.
+_MOST_OF_AN_ERROR = 60
 
 
-def cells(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def cells(lines: Sequence[Line]) -> Cells:
     """The headings and a row for each setting; columns in which nothing stands are left out."""
+    return _cells(lines, _COLUMNS)
+
+
+def parts(lines: Sequence[Line]) -> Cells:
+    """The same of a second table: the seconds by part, rates, and the figures of quality that the first has not."""
+    return _cells(lines, _PARTS)
+
+
+def _cells(lines: Sequence[Line], wanted: Sequence[tuple[str, Any]]) -> Cells:
     shown = [
-        (heading, cell)
-        for heading, cell in _COLUMNS
-        if heading in _ALWAYS or any(cell(line) != _NONE for line in lines)
+        (heading, cell) for heading, cell in wanted if heading in _ALWAYS or any(cell(line) != _NONE for line in lines)
     ]
     headings = ("setting", *(heading for heading, _ in shown))
     return headings, [(line["setting"], *(cell(line) for _, cell in shown)) for line in lines]
 
 
 def table(lines: Sequence[Line]) -> list[str]:
-    """The same for a terminal."""
+    """Both for a terminal."""
     headings, rows = cells(lines)
-    return columns([headings, *rows], indent="")
+    found = columns([headings, *rows], indent="")
+    headings, rows = parts(lines)
+    return found if len(headings) == 1 else [*found, "", *columns([headings, *rows], indent=""), ""]
 
 
 def remarks(lines: Sequence[Line]) -> list[str]:
-    """Of each setting what is wrong with it or stands against it, and whether fewer steps do as well."""
-    found = []
+    """Why figures are missing, what is wrong with a setting or stands against it, whether fewer steps do as well."""
+    found = _missing(lines)
     for line in lines:
         name = line["setting"]
         found += [f"{name}: failed: {error}" for error in line["errors"]]
@@ -42,6 +56,26 @@ def remarks(lines: Sequence[Line]) -> list[str]:
         other = rival_of_fewer_steps(lines, line)
         if other is not None and not line["unsaid"]:
             found += _against_fewer_steps(line, other)
+    return found
+
+
+def _missing(lines: Sequence[Line]) -> list[str]:
+    """One remark for each reason that figures are missing for, and of which settings where it is not of all."""
+    figures: dict[str, list[str]] = {}
+    settings: dict[str, dict[str, None]] = {}
+    for line in lines:
+        for name, reason in line["missing"].items():
+            if name in _WEIGHTS and reason.startswith("no weights were given"):
+                reason = f"no weights were given; accel bench takes their folder with {_WEIGHTS[name]}"
+            title = _TITLES[name]
+            if title not in figures.setdefault(reason, []):
+                figures[reason].append(title)
+            settings.setdefault(reason, {})[line["setting"]] = None
+    judged = [line["setting"] for line in lines if line["runs"] and not line["baseline"]]
+    found = []
+    for reason, titles in figures.items():
+        some = "" if set(judged) <= settings[reason].keys() else f" of {', '.join(settings[reason])}"
+        found.append(f"not measured{some}: {', '.join(titles)}: {reason}")
     return found
 
 
@@ -60,6 +94,9 @@ def _against_fewer_steps(line: Line, other: Line) -> list[str]:
 def _speed(line: Line) -> str:
     if line["baseline"]:
         return "1.00×"
+    if line["errors"] and not line["runs"]:
+        text = f"failed: {'; '.join(line['errors'])}"
+        return text if len(text) <= _MOST_OF_AN_ERROR else f"{text[: _MOST_OF_AN_ERROR - 1]}…"
     return line["speed_up"]["text"] if line["speed_up"] else _NONE
 
 
@@ -83,6 +120,10 @@ def _quality(line: Line, name: str, digits: int, worst: str = "least") -> str:
     return mean if mean == least else f"{mean} ({least})"
 
 
+def _rate(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:,.{digits}f}"
+
+
 def _share(value: float | None) -> str:
     return _NONE if value is None else f"{value:.0%}"
 
@@ -104,7 +145,6 @@ def _accuracy(line: Line) -> str:
 _COLUMNS: list[tuple[str, Any]] = [
     ("speed-up", _speed),
     ("seconds (p20–p80)", lambda line: _seconds(line, "total")),
-    ("denoiser", lambda line: _seconds(line, "denoiser")),
     ("block calls", lambda line: _share(line["block_calls"])),
     ("PSNR dB (least)", lambda line: _quality(line, "psnr_db", 1)),
     ("SSIM (least)", lambda line: _quality(line, "ssim", 3)),
@@ -117,4 +157,28 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("peak", lambda line: _bytes(line["peak_bytes"])),
     ("held", lambda line: _bytes(line["held_bytes"])),
 ]
+_PARTS: list[tuple[str, Any]] = [
+    ("text encoder s", lambda line: _seconds(line, "text_encoder")),
+    ("denoiser s", lambda line: _seconds(line, "denoiser")),
+    ("VAE s", lambda line: _seconds(line, "vae")),
+    ("steps/s", lambda line: _rate(line["steps_per_second"], 2)),
+    ("tokens/s", lambda line: _rate(line["tokens_per_second"], 0)),
+    ("MS-SSIM (least)", lambda line: _quality(line, "ms_ssim", 3)),
+    ("flicker (most)", lambda line: _quality(line, "flicker_ratio", 2, "most")),
+]
+_TITLES = {
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "vmaf": "VMAF",
+    "lpips": "LPIPS",
+    "motion_ratio": "motion beside the baseline's",
+    "flicker_ratio": "flicker beside the baseline's",
+    "motion": "motion",
+    "flicker": "flicker",
+    "clip_score": "CLIP score",
+    "prompt_accuracy": "prompt accuracy",
+}
+# With which option the weights of a figure are given.
+_WEIGHTS = {"lpips": "--lpips", "clip_score": "--clip-model"}
 _ALWAYS = ("speed-up", "seconds (p20–p80)")
