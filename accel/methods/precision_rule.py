@@ -66,6 +66,7 @@ class ShareRule:
     score: Callable[[float, float], float] = _by_error
     _used: int = 0
     _seen: int = 0
+    _chosen: set[int] = field(default_factory=set)
 
     def high(
         self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
@@ -82,7 +83,13 @@ class ShareRule:
         chosen.update(known[: max(0, number - len(chosen))])
         self._used += len(chosen)
         self._seen += len(layers)
+        self._chosen = chosen
         return chosen
+
+    def skipped(self, layers: set[int]) -> None:
+        """Takes layers out of the account for which the last step was decided, and which then did not run."""
+        self._used -= len(layers & self._chosen)
+        self._seen -= len(layers)
 
     def follow(self, before: ShareRule) -> None:
         """Takes over the account of the rule of the transformer, or chunk, that ran before in the same run.

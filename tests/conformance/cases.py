@@ -112,7 +112,7 @@ METHODS = {
         ),
         MethodCase(
             "mixed",
-            active={"quantize": "mixed"},
+            active={"quantize": "mixed", "emulate": True},
             identity=None,
             acted=lambda report: min(report["calls"]["int8"], report["calls"]["nvfp4"]) > 0,
             error=0.6,

@@ -65,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _without_predictions() -> Iterator[None]:
     """Quantizations say beforehand what is emulated here and what gains no time; tests of theirs ask for it."""
     with warnings.catch_warnings():
-        for text in ("emulated on", "decoded in each product", "too few to gain time"):
+        for text in ("emulated on", "run in INT8 here", "decoded in each product", "too few to gain time"):
             warnings.filterwarnings("ignore", f".*{text}", AccelWarning)
         yield
 
