@@ -4,7 +4,7 @@ python -m bench.quantization [--prompts 8] [--size standard] [--steps 24] [--row
 
 First plain runs in which every product is computed in every format beside it: errors by layer and step, how well what
 mixed precision knows foretells them, and which criterion chooses best. Then clips: each format alone and beside TDC and
-PISA, and mixed precision's weights with INT8 nowhere, everywhere, at random, by the rule of the paper and where it gains
+PISA, and mixed precision's weights with INT8 nowhere, everywhere, at random, by the paper's rule, and where it gains
 most. NVFP4 activations are emulated on a CPU, so that their seconds say nothing of a device that has them.
 """
 

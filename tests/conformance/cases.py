@@ -37,6 +37,10 @@ class MethodCase:
         return None if active is None else replace(self, active=active)
 
     @property
+    def quantizes(self) -> bool:
+        return "quantize" in self.active
+
+    @property
     def has_identity(self) -> bool:
         return self.identity is not None
 
