@@ -54,14 +54,14 @@ def report(
     `scales` says what NVFP4 activations are scaled by; `modulation` has by denoiser, as bits, the layers whose
     activations always stay as they are, which say nothing of the formats that were chosen.
     """
-    calls = {activation: record.count(name, activation) for activation in ACTIVATIONS}
+    calls: dict[str, int] = {activation: record.count(name, activation) for activation in ACTIVATIONS}
     apart = sum(
         (layers & modulation.get(denoiser, 0)).bit_count()
         for (by, what, denoiser, *_), layers in record.events.items()
         if by == name and what in ACTIVATIONS
     )
     skipped = _skipped(name, record, {})
-    form = record.facts.get((name, "form"))
+    form = str(record.facts.get((name, "form")))
     return {
         "layers": dict(weights.formats),
         "left": dict(weights.left),
