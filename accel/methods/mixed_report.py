@@ -43,8 +43,9 @@ def off_target(
         reasons.append(f"nothing is known in the first of {steps} steps, which gets the finer format")
     if figures["calls"]["plain"] > modulation and high != "plain":
         reasons.append("inputs with outliers beside a cache were left as they are")
-    if figures["skipped"] and purified:
-        reasons.append("what is computed behind a skipped step gets the finer format")
+    if figures["skipped"]:
+        finer = "what is computed behind a skipped step gets the finer format"
+        reasons.append(finer if purified else "a cache skipped steps that were to make up for the first")
     if figures["calibrated"]:
         reasons.append("the errors foretold here lie elsewhere than in the calibration runs")
     return " and ".join(reasons) or "the errors of some layers are not known, and those get the finer format"
