@@ -51,7 +51,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "pisa": {f"density {density:g}": {"attention": _pisa(density)} for density in (0.5, 0.25, 0.125)},
     "adaspa": {f"density {density:g}": {"attention": _adaspa(density)} for density in (0.5, 0.35, 0.17)},
     "int8": {"all linears": {"quantize": _INT8}},
-    "mixed": {"6 bits": {"quantize": {"method": "mixed", "target_bits": 6.0}}},
+    "mixed": {"6 bits": {"quantize": {"method": "mixed", "target_bits": 6.0, "emulate": True}}},
     "combination": {
         "tdc 0.8 + adaspa 0.7": {"cache": _tdc(0.8), "attention": _adaspa(0.7)},
         "tdc 1.6 + int8": {"cache": _tdc(1.6), "quantize": _INT8},

@@ -22,6 +22,8 @@ SEEDS = (0, 1, 2)
 BEST = "best possible"
 # What mixed precision does by itself, without a calibration.
 OWN = "error at the first step"
+# The rule of the paper.
+LINE = "calibrated line"
 RuleMaker = Callable[[], Rule]
 Known = dict[int, float]
 
@@ -62,7 +64,7 @@ def criteria(share: float, steps: int, calibration: Calibration) -> dict[str, Ru
         OWN: partial(ShareRule, share),
         "change of the block": partial(ShareRule, share, _change),
         "error at the first step x change": partial(ShareRule, share, _product),
-        "calibrated line": partial(ThresholdRule, threshold, calibration.lines),
+        LINE: partial(ThresholdRule, threshold, calibration.lines),
         **{random_name(seed): partial(RandomRule, share, seed) for seed in SEEDS},
     }
 

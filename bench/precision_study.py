@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bench import gemm_errors
 from bench.comparison import Benchmark
 from bench.gemm_errors import ACTIVATIONS, PRODUCTS, Errors
 from bench.precision_choices import BEST, OWN, SEEDS, Judged, best, criteria, judge, random_name, replay
+from bench.sharing import made_once
 
 BITS = (5, 6, 7)
 # Not among the prompts of any table.
@@ -42,17 +44,13 @@ class Study:
 
     @classmethod
     def of(cls, bench: Benchmark, steps: int) -> Study:
-        """Measures what is not kept from before."""
-        calibration = _calibration(bench, steps, bench.folder / f"calibration_{steps}.json")
-        found = []
-        for index in range(len(bench.prompts)):
-            path = bench.folder / f"errors_{steps}_{index}.npz"
-            if not path.exists():
-                measured = gemm_errors.measure(bench.pipe, steps, lambda index=index: _run(bench, steps, index))
-                measured.save(path)
-                print(f"{steps} steps, prompt {index}: errors of all products measured", file=sys.stderr)
-            found.append(Errors.load(path))
-        return cls(steps, gemm_errors.layers_of(inspect_pipeline(bench.pipe)), found, calibration)
+        """Measures what is not kept from before; several processes share it."""
+        calibration = bench.folder / f"calibration_{steps}.json"
+        errors = [bench.folder / f"errors_{steps}_{index}.npz" for index in range(len(bench.prompts))]
+        makers = {path: partial(_measure, bench, steps, index, path) for index, path in enumerate(errors)}
+        made_once(bench.folder, {calibration: partial(_calibrate, bench, steps, calibration), **makers})
+        layers = gemm_errors.layers_of(inspect_pipeline(bench.pipe))
+        return cls(steps, layers, [Errors.load(path) for path in errors], Calibration.load(calibration))
 
     def best_table(self, bits: float) -> Tensor:
         """The best possible choice for the mean errors over the prompts."""
@@ -219,13 +217,13 @@ def _run(bench: Benchmark, steps: int, index: int, prompt: str | None = None) ->
     )
 
 
-def _calibration(bench: Benchmark, steps: int, path: Path) -> Calibration:
-    if not path.exists():
-        runs = [
-            lambda seed=1000 + place, scene=scene: _run(bench, steps, seed, scene.caption())
-            for place, scene in enumerate(_CALIBRATION)
-        ]
-        part = path.with_suffix(".part")
-        calibrate_mixed(bench.pipe, runs).save(part)
-        part.rename(path)
-    return Calibration.load(path)
+def _measure(bench: Benchmark, steps: int, index: int, path: Path) -> None:
+    gemm_errors.measure(bench.pipe, steps, partial(_run, bench, steps, index)).save(path)
+    print(f"{steps} steps, prompt {index}: errors of all products measured", file=sys.stderr)
+
+
+def _calibrate(bench: Benchmark, steps: int, path: Path) -> None:
+    runs = [partial(_run, bench, steps, 1000 + place, scene.caption()) for place, scene in enumerate(_CALIBRATION)]
+    part = path.with_suffix(".part")
+    calibrate_mixed(bench.pipe, runs).save(part)
+    part.rename(path)

@@ -18,7 +18,6 @@ import diffusers
 import torch
 
 from accel.kernels.quantized_linear import ACTIVATIONS
-from accel.kernels.rotation import BLOCK
 from accel.methods.layer_choice import Layer, choose_layers
 from accel.methods.weight_bytes import scratch_bytes, stored_bytes
 from accel.pipelines.sites import inspect_pipeline
@@ -93,7 +92,7 @@ GEOMETRIES = {
 
 def measure(geometry: Geometry) -> dict[str, Any]:
     """Bytes of all parameters in bfloat16, in NVFP4 as `quantize="mixed"` stores them with its defaults, and with
-    `quantize_modulation=True`; and the most that one product makes of its weight, by the format of its activations."""
+    `quantize_modulation=True`; and the most that one product on a GPU makes of its weight, by its activations."""
     with torch.device("meta"):
         model = getattr(diffusers, geometry.transformer).from_config(geometry.config)
     parts = dict.fromkeys(("tokenizer", "text_encoder", "vae", "scheduler"))
@@ -118,9 +117,7 @@ def measure(geometry: Geometry) -> dict[str, Any]:
         held = plain - taken + stored
         figures[name] = {"linears": len(layers), "bytes": held, "ratio": round(plain / held, 4)}
     figures["scratch_bytes"] = {
-        activation: max(
-            scratch_bytes("nvfp4", activation, *_shape(layer), _BF16, _shape(layer)[1] % BLOCK == 0) for layer in blocks
-        )
+        activation: max(scratch_bytes("nvfp4", activation, *_shape(layer), _BF16, "triton") for layer in blocks)
         for activation in ACTIVATIONS
     }
     return {"source": geometry.source, "config": geometry.config, **figures}
@@ -137,8 +134,9 @@ def markdown(figures: dict[str, dict[str, Any]]) -> str:
         "Bytes of all parameters of the transformer, counted and not measured: diffusers' classes on the meta device.",
         "NVFP4 are the weights of the linears in the blocks with all their scales, and everything else in bfloat16;",
         "with modulation is `quantize_modulation=True`; no linear is spared (`static_share=0`). GB are 10⁹ bytes.",
-        "Scratch is what the largest product with INT8 activations makes of its weight, for that call alone; the text",
-        "encoder, the decoder and activations are not in these figures.",
+        "Scratch is what the largest product with INT8 activations makes of its weight, for that call alone; products",
+        "with other activations decode it in registers on a GPU. The text encoder, the decoder and activations are not",
+        "in these figures.",
         "",
         f"| {' | '.join(headings)} |",
         "|" + "---|" * len(headings),

@@ -1,10 +1,11 @@
-"""Several processes at one benchmark: which of them makes a prompt's clips, and how many ran side by side."""
+"""Several processes at one benchmark: which of them makes a prompt's clips or a file, and how many ran side by side."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 from accel.cli.job.claims import Claims
 from accel.measure.cells import Cell, Place, Store
@@ -30,6 +31,21 @@ def turn(claims: Claims, store: Store, place: Place, *, waits: bool) -> Iterator
 def claimed(store: str, place: Place) -> str:
     """What a process claims that makes the clips of a place, of the store of that name."""
     return f"{store} {place.seed} {place.prompt}"
+
+
+def made_once(folder: Path, makers: Mapping[Path, Callable[[], None]]) -> None:
+    """Makes the files of a folder that are not there, each in one of the processes that come to them.
+
+    What another process is at is left to it, and waited for behind all others.
+    """
+    with closing(Claims(folder)) as claims:
+        for waits in (False, True):
+            for path, make in makers.items():
+                if path.exists():
+                    continue
+                with claims.claim(path.name, wait=waits) as mine:
+                    if mine and not path.exists():
+                        make()
 
 
 def side_by_side(cells: Iterable[Cell]) -> int:

@@ -72,6 +72,8 @@ class BlockStack:
     ends_text: str | None = None
     # Streams that are parameters of another name.
     named: dict[str, str] = field(default_factory=dict)
+    # How many other values the blocks return before their streams.
+    ahead: int = 0
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,9 @@ class BlockSite:
 
         Raises `AccelError` where that is not in the form of `pack`, of which nothing can be told without a call.
         """
-        returned = output if isinstance(output, tuple) else (output,)
-        if len(returned) != len(given) or isinstance(output, tuple) != (len(given) > 1):
+        ahead = self.stack.ahead
+        returned = output[ahead:] if isinstance(output, tuple) else (output,)
+        if len(returned) != len(given) or isinstance(output, tuple) != (len(given) + ahead > 1):
             what = f"a tuple of {len(returned)}" if isinstance(output, tuple) else f"one {type(output).__name__}"
             raise AccelError(
                 f"{self.denoiser}.{self.path} returned {what}, and the facts of its family expect "

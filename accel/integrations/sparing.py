@@ -23,8 +23,10 @@ class Spared:
 
     def see(self, path: str, place: int, weight: Tensor, linear: StoredLinear) -> None:
         """Takes a linear that has just been stored in NVFP4, with its original weight and its place among all."""
+        if self._number == 0:
+            return
         error = lost(weight, linear.stored, linear.rotated)
-        if self._number == 0 or (len(self._worst) == self._number and (error, place) < self._worst[0][:2]):
+        if len(self._worst) == self._number and (error, place) < self._worst[0][:2]:
             return
         kept = store(weight, "int8", linear.rotated) if self._static_format == "int8" else (weight.clone(),)
         heapq.heappush(self._worst, (error, place, path, kept))

@@ -74,7 +74,8 @@ def calibrate_mixed(
     Raises:
         AccelError: the settings do not go together, or the runs have a single step.
     """
-    settings = config or MixedPrecisionConfig()
+    # The errors are those of the low format itself, whatever would run in its place.
+    settings = (config or MixedPrecisionConfig()).model_copy(update={"emulate": True})
     with enable(pipe, attention=attention, quantize=settings) as session:
         (method,) = (method for method in session.methods if isinstance(method, MixedPrecision))
         measured = method.measure()

@@ -50,8 +50,9 @@ class ActivationWatch:
                 return f"activations of {in_short(names)} were not finite, and so are the results"
         return None
 
-    def unfit(self, remedy: str) -> list[str]:
-        """The layers whose activations were beyond what NVFP4 holds with their scales, and what helps there."""
+    def unfit(self, remedy: str) -> tuple[str | None, str | None]:
+        """The layers with activations too large for NVFP4 with their scales, and those too small, each with what helps
+        there; None where there is none."""
         largest: dict[str, float] = {}
         for denoiser, back in self._seen:
             # Each call has the largest of those before it too, until one is not finite.
@@ -60,8 +61,10 @@ class ActivationWatch:
                     largest[layer.name] = seen[1]
         cut = [name for name, scale in largest.items() if scale >= _LARGEST_SCALE]
         lost = [name for name in largest if name in self._in_nvfp4 and largest[name] < _SMALLEST_SCALE]
-        texts = {"too large for NVFP4 here and were cut": cut, "zero or too small for NVFP4 here": lost}
-        return [f"activations of {in_short(names)} were {what}: {remedy}" for what, names in texts.items() if names]
+        return (
+            f"activations of {in_short(cut)} were too large for NVFP4 here and were cut: {remedy}" if cut else None,
+            f"activations of {in_short(lost)} were zero or too small for NVFP4 here: {remedy}" if lost else None,
+        )
 
 
 def _by_layer(back: Readback) -> list[list[float]]:

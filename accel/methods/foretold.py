@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -16,13 +16,17 @@ _SMALL_ON_CPU = 512
 
 
 def foretell(
-    layers: Iterable[tuple[Layer, Iterable[Activation]]], places: Mapping[str, torch.device | None]
+    layers: Iterable[tuple[Layer, Iterable[Activation]]],
+    places: Mapping[str, torch.device | None],
+    runs_in: Callable[[Activation, torch.device], Activation],
 ) -> list[str]:
     """One line for each thing to know; each layer comes with all formats that its activations may get.
 
-    `places` says by denoiser where it will run, None where it is now.
+    `places` says by denoiser where it will run, None where it is now; `runs_in` gives the format in which activations
+    run on a device.
     """
     texts: dict[str, None] = {}
+    replaced: dict[str, None] = {}
     devices: set[str] = set()
     small = work = 0
     for layer, activations in layers:
@@ -33,7 +37,14 @@ def foretell(
         if layer.modulation:
             continue
         for activation in activations:
-            found = emulation(activation, module.weight_format, device)
+            runs = runs_in(activation, device)
+            if runs != activation:
+                given, taken = activation.upper(), runs.upper()
+                replaced[
+                    f"{given} activations run in {taken} here: this device ({device.type}) has no instructions for "
+                    "them; emulate=True computes them in software"
+                ] = None
+            found = emulation(runs, module.weight_format, device)
             if found is not None:
                 texts[found] = None
         size = module.in_features * module.out_features
@@ -41,7 +52,7 @@ def foretell(
         small += size if min(module.in_features, module.out_features) < _SMALL_ON_CPU else 0
     if "cpu" in devices and not texts and 2 * small > work:
         texts[f"most of these linears have under {_SMALL_ON_CPU} channels, too few to gain time on a CPU"] = None
-    return list(texts)
+    return [*replaced, *texts]
 
 
 def place_of(denoiser: Denoiser) -> torch.device | None:

@@ -16,80 +16,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
 from accel.errors import AccelError
 from accel.kernels.delta import delta_statistics
-from accel.kernels.quantized_linear import Activation
+from accel.kernels.quantized_linear import Activation, emulation
 from accel.methods.activation_scales import CALIBRATE
 from accel.methods.arriving import Arriving, summed
-from accel.methods.base import Context, Toward, register
+from accel.methods.base import Context, register
 from accel.methods.fingerprint import fingerprint
 from accel.methods.layer_choice import Layer
+from accel.methods.mixed_report import off_target, replaced_in_words
+from accel.methods.mixed_settings import MixedPrecisionConfig as MixedPrecisionConfig
+from accel.methods.mixed_settings import check
 from accel.methods.precision_calibration import Calibration, Measurements
 from accel.methods.precision_rule import Rule, ShareRule, ThresholdRule, later_share
-from accel.methods.quantized_report import BITS
-from accel.methods.sensitive import Sparing, SparingConfig
+from accel.methods.sensitive import Sparing
 from accel.pipelines.context_parallel import Ranks, sharing_tokens
 from accel.pipelines.sites import BlockSite, Denoiser, require_all_tokens
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
 
 Measured = Literal["change", "errors", "ratios"]
-# As a setting names a format of activations.
-_ACTIVATIONS: dict[str, Activation] = {"nvfp4": "nvfp4", "int8": "int8", "16bit": "plain"}
-
-
-class MixedPrecisionConfig(SparingConfig):
-    """Settings of mixed precision, beside those of all quantizations.
-
-    Attributes:
-        low: Format of the activations that a layer gets where it bears it: "nvfp4", or "int8" beside `high="16bit"`.
-        high: Format of the activations where it does not: "int8", or "16bit" for activations as they are.
-        target_bits: Mean bits of the activations over all computed layers and steps. The paper reports about 6.
-        threshold: Predicted error (with a calibration) or change of the block (without) above which a layer gets the
-            high format; None lets `target_bits` decide.
-        calibration: File that `accel.measure.calibration.calibrate_mixed` wrote for this model, which also tells by
-            which power of two each layer's NVFP4 activations are scaled. Without, the errors of the layers are measured
-            at the first step of each run, those with the largest get the high format, and the power is 1, or 4 where
-            activations are rotated.
-        rotate: Whether activations and weights are multiplied by a Hadamard matrix in blocks of 128 channels, which
-            spreads outliers; INT8 needs it more than NVFP4 does. As published.
-        purify: Whether a cache of block changes beside it is kept clean: no quantization of inputs with outliers where
-            a change is to be kept, and the high format after a skipped step. As published.
-        outlier_ratio: max|x| / mean|x| above which an input has outliers. 25 as published.
-    """
-
-    method: ClassVar[str] = "mixed"
-    files: ClassVar[tuple[str, ...]] = ("calibration",)
-    levers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "nvfp4": ("target_bits", "threshold", "low", "modules_to_not_convert"),
-        "int8": ("target_bits", "threshold", "high", "modules_to_not_convert"),
-        "plain": ("target_bits", "high", "modules_to_not_convert"),
-    }
-    toward_plain: ClassVar[dict[str, Toward]] = {
-        **SparingConfig.toward_plain,
-        "target_bits": "raise",
-        "threshold": "lower",
-    }
-
-    low: Literal["nvfp4", "int8"] = "nvfp4"
-    high: Literal["int8", "16bit"] = "int8"
-    target_bits: Annotated[float, Field(ge=4.0, le=16.0)] = 6.0
-    threshold: Annotated[float, Field(ge=0.0)] | None = None
-    calibration: str | None = None
-    rotate: bool = True
-    purify: bool = True
-    outlier_ratio: Annotated[float, Field(ge=1.0)] = 25.0
-
-    @property
-    def high_share(self) -> float:
-        """The fraction of layers and steps that get the high format so that the mean is `target_bits`."""
-        low, high = (BITS[_ACTIVATIONS[name]] for name in (self.low, self.high))
-        return (self.target_bits - low) / (high - low)
+# Under which it is recorded that the rule chose NVFP4 for a layer that ran in INT8.
+_REPLACED = "mixed, in place of the format chosen"
 
 
 @dataclass
@@ -101,6 +53,9 @@ class _State:
     first: int = -1
     step: int = -1
     branch: str = ""
+    # Those that it chooses for, and of them those that have run in this step, in the branch that decides.
+    layers: list[Layer] = field(default_factory=list)
+    ran: set[int] = field(default_factory=set)
     # Of this step: the layers with the finer format, and by block the changes that decided.
     finer: set[int] = field(default_factory=set)
     changes: dict[int, float] = field(default_factory=dict)
@@ -115,6 +70,12 @@ class _State:
     # On their way to the host: a block's change under its index and step, and the errors or ratios of some layers,
     # with what they are relative to behind them.
     arriving: Arriving[tuple[Measured, list[int]]] = field(default_factory=Arriving)
+
+    def settle(self) -> None:
+        """Takes what did not run in the step that is over, as where a cache spared it, out of the rule's account."""
+        if isinstance(self.rule, ShareRule):
+            self.rule.skipped({layer.index for layer in self.layers} - self.ran)
+        self.ran.clear()
 
     def receive(self, *, any_age: bool) -> None:
         """Takes in what was measured: changes of the step before, or with `any_age` also of earlier ones."""
@@ -140,10 +101,11 @@ class MixedPrecision(Sparing):
 
     def __init__(self, config: MixedPrecisionConfig, context: Context) -> None:
         super().__init__(config, context)
-        self._low, self._high = _ACTIVATIONS[config.low], _ACTIVATIONS[config.high]
+        self._low, self._high = config.formats
         self._calibration: Calibration | None = None
         self._measuring: Measurements | None = None
-        self._make_rule = self._rule_of_settings
+        # None where the settings decide.
+        self._make_rule: Callable[[], Rule] | None = None
         self.fingerprint = ""
         # The layers that get a format for each call.
         self._by_block: dict[tuple[str, int], list[Layer]] = {}
@@ -156,6 +118,10 @@ class MixedPrecision(Sparing):
 
     def activations(self, layer: Layer) -> tuple[Activation, ...]:
         return (self._low, self._high) if self._chooses(layer) else super().activations(layer)
+
+    def runs_in(self, activation: Activation, device: torch.device) -> Activation:
+        native = activation != "nvfp4" or self.config.emulate or emulation("nvfp4", "nvfp4", device) is None
+        return activation if native else "int8"
 
     def measure(self) -> Measurements:
         """From now on gives all layers the high format, and collects what a calibration is made of."""
@@ -171,7 +137,7 @@ class MixedPrecision(Sparing):
         self._make_rule = make_rule
 
     def install(self) -> list[Callable[[], None]]:
-        _check(self.config)
+        check(self.config)
         denoisers = self.context.facts.denoisers
         self.fingerprint = fingerprint(self.name, denoisers)
         if self.config.calibration is not None:
@@ -205,40 +171,68 @@ class MixedPrecision(Sparing):
         period = (moment.chunk, moment.denoiser)
         if period != self._state.period:
             ranks = sharing_tokens(next(d.module for d in self.context.facts.denoisers if d.name == moment.denoiser))
-            rule = self._make_rule()
+            rule = self._rule_of_settings(moment.denoiser) if self._make_rule is None else self._make_rule()
+            self._state.settle()
             if isinstance(rule, ShareRule) and isinstance(self._state.rule, ShareRule):
                 rule.follow(self._state.rule)
-            self._state = _State(period, rule, moment.step, ranks=ranks)
+            layers = [layer for (name, _), each in self._by_block.items() if name == moment.denoiser for layer in each]
+            self._state = _State(period, rule, moment.step, layers=layers, ranks=ranks)
         state = self._state
         if moment.step == state.step:
             return
+        if state.step >= 0:
+            state.settle()
         state.step, state.branch = moment.step, moment.branch
         state.receive(any_age=not self.config.purify)
-        layers = [layer for (name, _), each in self._by_block.items() if name == moment.denoiser for layer in each]
-        state.finer = state.rule.high(layers, state.changes, state.errors, max(1, self._num_steps - moment.step))
+        state.finer = state.rule.high(state.layers, state.changes, state.errors, max(1, self._num_steps - moment.step))
 
     def describe(self, record: RunRecord) -> str:
-        return f"{super().describe(record)}; {self._rule_in_words()}"
+        figures = self.report(record)
+        off = figures["off_target"]
+        told = [replaced_in_words(figures), off and f"the mean is not {figures['target_bits']:g} bits: {off}"]
+        return "; ".join([super().describe(record), self._rule_in_words(), *filter(None, told)])
 
     def report(self, record: RunRecord) -> dict[str, Any]:
-        return {**super().report(record), "calibrated": self._calibration is not None}
+        figures = super().report(record)
+        calls = figures["calls"]
+        replaced = record.count(_REPLACED)
+        # What the rule chose, of the calls that ran; `calls` are the formats that they ran in.
+        figures["chosen"] = {**calls, "nvfp4": calls["nvfp4"] + replaced, "int8": calls["int8"] - replaced}
+        figures["calibrated"] = self._calibration is not None
+        figures["target_bits"] = None if self._make_rule is not None else self.config.target_bits
+        figures["off_target"] = off_target(
+            figures,
+            high=self._high,
+            firsts=len(self.context.facts.denoisers),
+            steps=record.num_steps,
+            shares=[] if figures["target_bits"] is None else [self._wanted_share(name) for name in self.layers],
+            purified=self.config.purify,
+        )
+        return figures
 
     def _chooses(self, layer: Layer) -> bool:
         """Whether its format may change from call to call; outside of the blocks nothing tells."""
         return layer.block is not None and not (layer.modulation or self.spared(layer))
 
-    def _rule_of_settings(self) -> Rule:
+    def _wanted_share(self, denoiser: str) -> float:
+        """The share of calls that get the high format, beside the layers for which nothing chooses."""
+        layers = [layer for layer in self.layers[denoiser] if not layer.modulation]
+        fixed = [self.default_activation(layer) for layer in layers if not self._chooses(layer)]
+        return self.config.wanted_share(len(layers) - len(fixed), fixed)
+
+    def _rule_of_settings(self, denoiser: str) -> Rule:
         config, found = self.config, self._calibration
         if config.threshold is not None:
             return ThresholdRule(config.threshold, found.lines if found else {})
+        share = min(1.0, max(0.0, self._wanted_share(denoiser)))
         if found is not None:
-            later = later_share(config.high_share, self._num_steps, len(self.context.facts.denoisers))
+            later = later_share(share, self._num_steps, len(self.context.facts.denoisers))
             return ThresholdRule(found.threshold(1.0 - later), found.lines)
-        return ShareRule(config.high_share)
+        return ShareRule(share)
 
     def _rule_in_words(self) -> str:
         config = self.config
-        if self._make_rule != self._rule_of_settings:
+        if self._make_rule is not None:
             return "formats chosen by a rule that was put in"
         if self._calibration is not None:
             return "formats chosen by errors as calibrated"
@@ -261,7 +255,8 @@ class MixedPrecision(Sparing):
         layers = self._by_block.get((denoiser.name, site.index), [])
         purified = self.config.purify and self.context.board.change_kept(site.index)
         state.looking |= purified
-        measures = moment.branch == state.branch and site.index < len(denoiser.blocks)
+        measures = moment.branch == state.branch
+        replaced = []
         for layer in layers:
             activation = self._high if layer.index in state.finer or self._measuring is not None else self._low
             # Written so that a NaN counts as an outlier.
@@ -269,9 +264,17 @@ class MixedPrecision(Sparing):
                 activation = "plain"
             measured = self._low if measures and self._wants_errors(site.index) else None
             look = 2 if self._measuring is not None else int(state.looking and measures)
-            self._module(layer).choose(activation, look=look, measure=measured)
+            runs = self.runs_in(activation, self._module(layer).seen.device)
+            if runs != activation:
+                replaced.append(layer)
+            self._module(layer).choose(runs, look=look, measure=measured)
         output = proceed(*args, **kwargs)
+        ran = {layer.index for layer in layers if self._module(layer).ran.any()}
+        for layer in replaced:
+            if layer.index in ran:
+                self.context.recorder.event(_REPLACED, "nvfp4", moment, layer.index)
         if measures:
+            state.ran |= ran
             streams = site.streams(args, kwargs)
             self._measure(moment.step, site, streams, site.unpack(output, streams), layers)
         return output
@@ -331,15 +334,3 @@ def _largest_to_mean(parts: list[tuple[float, float]]) -> float:
     mean = sum(weight for _, weight in parts) / len(parts)
     largest = [ratio * weight for ratio, weight in parts]
     return max(largest) / mean if mean and not any(map(math.isnan, largest)) else math.nan
-
-
-def _check(config: MixedPrecisionConfig) -> None:
-    low, high = (BITS[_ACTIVATIONS[name]] for name in (config.low, config.high))
-    if low >= high:
-        raise AccelError(f"mixed: low={config.low!r} is not below high={config.high!r}: set high='16bit'")
-    if config.threshold is None and not low <= config.target_bits <= high:
-        nearest = min((low, high), key=lambda bits: abs(bits - config.target_bits))
-        raise AccelError(
-            f"mixed: target_bits={config.target_bits:g} does not lie between low={config.low!r} with {low} and "
-            f"high={config.high!r} with {high} (nearest: {nearest})"
-        )

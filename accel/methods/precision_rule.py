@@ -56,6 +56,7 @@ class ShareRule:
     """The finer format for a share of the layers, those whose error was largest at the first step, without calibration.
 
     The share is that of a whole run: what the first step takes, where nothing is known, is spared on all later ones.
+    What a cache skips counts for nothing, and as much as was skipped so far is expected to be.
     Layers whose error is not known, and those of blocks whose change is not, always get the finer one. Chosen by us:
     on the built-in model errors differ between layers and hardly from step to step, and the blocks that change most
     are not those with the largest errors. `score` puts something else in the place of the error: a number of that error
@@ -66,12 +67,17 @@ class ShareRule:
     score: Callable[[float, float], float] = _by_error
     _used: int = 0
     _seen: int = 0
+    # With what did not run.
+    _asked: int = 0
+    _chosen: set[int] = field(default_factory=set)
 
     def high(
         self, layers: list[Layer], changes: Mapping[int, float], errors: Mapping[int, float], steps_left: int
     ) -> set[int]:
-        wanted = self.share * (self._seen + steps_left * len(layers)) - self._used
-        number = min(len(layers), max(0, math.floor(wanted / steps_left + 0.5)))
+        # As many of the steps to come will run as did so far.
+        steps = max(1.0, steps_left * self._seen / self._asked if self._asked else steps_left)
+        wanted = self.share * (self._seen + steps * len(layers)) - self._used
+        number = min(len(layers), max(0, math.floor(wanted / steps + 0.5)))
         scores = {
             layer.index: self.score(errors[layer.index], changes[layer.block])
             for layer in layers
@@ -82,14 +88,21 @@ class ShareRule:
         chosen.update(known[: max(0, number - len(chosen))])
         self._used += len(chosen)
         self._seen += len(layers)
+        self._asked += len(layers)
+        self._chosen = chosen
         return chosen
+
+    def skipped(self, layers: set[int]) -> None:
+        """Takes layers out of the account for which the last step was decided, and which then did not run."""
+        self._used -= len(layers & self._chosen)
+        self._seen -= len(layers)
 
     def follow(self, before: ShareRule) -> None:
         """Takes over the account of the rule of the transformer, or chunk, that ran before in the same run.
 
         How long that one would run it did not know, so that what its first step took may not all be spared yet.
         """
-        self._used, self._seen = before._used, before._seen
+        self._used, self._seen, self._asked = before._used, before._seen, before._asked
 
 
 def later_share(share: float, steps: int, firsts: int = 1) -> float:

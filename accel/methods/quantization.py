@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from accel.errors import AccelError, AccelWarning
+from accel.kernels.forms import select
 from accel.kernels.quantized_linear import ACTIVATIONS, Activation
 from accel.kernels.rotation import BLOCK
 from accel.methods.activation_scales import range_of
@@ -75,6 +76,10 @@ class Quantization(Method):
         """All formats that the layer's activations may get."""
         return (self.default_activation(layer),)
 
+    def runs_in(self, activation: Activation, device: torch.device) -> Activation:
+        """The format in which activations run that a layer is to get on a device."""
+        return activation
+
     @property
     def name(self) -> str:
         return self.config.method
@@ -89,8 +94,10 @@ class Quantization(Method):
                 files = None
                 # Undone last, when all weights are back.
                 undo.append(partial(regroup, denoiser.module))
-                if not (self.config.keep_original or _came_stored(layers)):
-                    files = weight_files(self.name, denoiser)
+                if not _came_stored(layers):
+                    if not self.config.keep_original:
+                        files = weight_files(self.name, denoiser)
+                    self.weights.originals[_place_of_originals(files)] = None
                 for layer in layers:
                     undo += self._take(layer) if _came_stored(layers) else self._convert(layer, files)
                 self.layers[denoiser.name] = [each for each in layers if isinstance(each.module, QuantizedLinear)]
@@ -124,7 +131,10 @@ class Quantization(Method):
         self._tell_of_activations()
 
     def report(self, record: RunRecord) -> dict[str, Any]:
-        return report(self.name, self.weights, record, self.activation_scales())
+        modulation = {
+            name: sum(1 << layer.index for layer in layers if layer.modulation) for name, layers in self.layers.items()
+        }
+        return report(self.name, self.weights, record, self.activation_scales(), modulation)
 
     def activation_scales(self) -> str:
         """What NVFP4 activations are scaled by, in words."""
@@ -210,6 +220,8 @@ class Quantization(Method):
         modules = [(layer, self._module(layer)) for layer in self.layers[denoiser.name]]
         sample = denoiser.argument("hidden_states", args, kwargs)
         device = sample.device if isinstance(sample, torch.Tensor) else None
+        if isinstance(sample, torch.Tensor):
+            self.context.recorder.fact(self.name, "form", select(sample))
         for _, module in modules:
             module.ran.zero_()
             module.watch_on(device or module.seen.device)
@@ -232,7 +244,7 @@ class Quantization(Method):
     def _foretell(self, device: torch.device | None) -> list[str]:
         """What to know of a run on a device, or before the first, where it will be is guessed."""
         places = {denoiser.name: device or place_of(denoiser) for denoiser in self.context.facts.denoisers}
-        return foretell([(layer, self.activations(layer)) for layer in self._all()], places)
+        return foretell([(layer, self.activations(layer)) for layer in self._all()], places, self.runs_in)
 
     def _tell_of_replaced(self) -> None:
         for denoiser in self.context.facts.denoisers:
@@ -247,19 +259,28 @@ class Quantization(Method):
                 warnings.warn(text, AccelWarning, stacklevel=2)
 
     def _tell_of_activations(self) -> None:
-        broken = self._watch.broken()
-        if broken is not None:
-            self.context.recorder.note(f"{self.name}: {broken}")
-            warnings.warn(f"{self.name}: {broken}", AccelWarning, stacklevel=2)
-        for text in self._watch.unfit(self.remedy):
-            self.context.recorder.note(f"{self.name}: {text}")
-        self._watch = ActivationWatch(self.layers)
+        watch, self._watch = self._watch, ActivationWatch(self.layers)
+        cut, lost = watch.unfit(self.remedy)
+        texts = [f"{self.name}: {text}" for text in (watch.broken(), cut, lost) if text is not None]
+        for text in texts:
+            self.context.recorder.note(text)
+        # Without what was cut a result may be wrong; what is lost below is small.
+        wrong = len(texts) - (lost is not None)
+        for text in texts[:wrong]:
+            warnings.warn(text, AccelWarning, stacklevel=2)
 
 
 def _nothing(left: Counter[str]) -> str:
     """That there is no linear to quantize, and what became of all."""
     found = ", ".join(f"{number} {why}" for why, number in left.most_common())
     return f"no linear is left to quantize ({found}): name fewer in modules_to_not_convert, or load the original model"
+
+
+def _place_of_originals(files: dict[str, WeightFile] | None) -> str:
+    if files is None:
+        return "in host memory"
+    folders = dict.fromkeys(str(file.path.parent) for file in files.values())
+    return f"read again from {' and '.join(folders)} at disable"
 
 
 def _came_stored(layers: list[Layer]) -> bool:

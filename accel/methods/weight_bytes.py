@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from accel.kernels.forms import Form
 from accel.kernels.nvfp4 import GROUP
 from accel.kernels.quantized_linear import Activation
 
@@ -11,6 +12,8 @@ WeightFormat = Literal["int8", "nvfp4"]
 
 # The power of two that NVFP4 activations are scaled by.
 _ACTIVATION_SCALE = 4
+# Numbers that `accel.kernels.nvfp4_linear` decodes at a time on a CPU.
+_PIECE = 1 << 18
 
 
 def stored_bytes(weight: WeightFormat, outputs: int, channels: int) -> int:
@@ -26,16 +29,21 @@ def stored_bytes(weight: WeightFormat, outputs: int, channels: int) -> int:
 
 
 def scratch_bytes(
-    weight: WeightFormat, activation: Activation, outputs: int, channels: int, itemsize: int, rotated: bool
+    weight: WeightFormat, activation: Activation, outputs: int, channels: int, itemsize: int, form: Form
 ) -> int:
-    """Bytes that are made of the stored weight for one call and freed after it; `itemsize` is that of the model.
+    """Bytes of what is made of the stored weight for one call and freed after it, in a form of the operations;
+    `itemsize` is that of the model. What is on the way to it, of a piece that fits a CPU's cache, is not counted.
 
-    INT8 activations on an NVFP4 weight: the weight in INT8. Plain ones: the decoded weight, and in float32 once more
-    before it is turned back. Emulated NVFP4 ones: the decoded weight in float32.
+    INT8 activations on an NVFP4 weight: the weight in INT8, with four bytes for each row. Others on an NVFP4 weight:
+    two pieces of it in float32 on a CPU, where one stays until the next is there; nothing in Triton, which decodes in
+    registers; all of it in float32 and in float64 in the reference form. Activations as they are on an INT8 weight: all
+    of it in float32, and again as it is scaled, or in the model's dtype where that is longer.
     """
     numbers = outputs * channels
     if activation == "int8":
         return 0 if weight == "int8" else numbers + 4 * outputs
-    if activation == "nvfp4":
-        return 4 * numbers
-    return numbers * (itemsize + 4 if rotated else itemsize)
+    if weight == "int8":
+        return numbers * (4 + max(4, itemsize))
+    if form == "cpu":
+        return 4 * channels * min(outputs, 2 * max(_PIECE // channels, 1))
+    return 12 * numbers if form == "reference" else 0

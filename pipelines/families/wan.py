@@ -31,8 +31,14 @@ FAMILY = Family(
     stacks=(BlockStack("blocks", ("WanTransformerBlock",), ("hidden_states",), _ATTENTION),),
     beside={
         "WanVACETransformer3DModel": (
+            # They return the hint first, which is added to the main path.
             BlockStack(
-                "vace_blocks", ("WanVACETransformerBlock",), ("control_hidden_states",), _ATTENTION, "vace_layers"
+                "vace_blocks",
+                ("WanVACETransformerBlock",),
+                ("control_hidden_states",),
+                _ATTENTION,
+                "vace_layers",
+                ahead=1,
             ),
         )
     },

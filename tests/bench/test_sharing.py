@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from accel.cli.job.claims import Claims
 from accel.measure.cells import CELLS_FILE, Cell, Place, Store
 from bench import comparison
 from bench.comparison import setting
-from bench.sharing import claimed, side_by_side
+from bench.sharing import claimed, made_once, side_by_side
 from tests.bench.test_comparison import HALF, PLAIN, TDC, bench_of
 from tests.tiny_pipelines import TINY
 
@@ -52,6 +54,31 @@ def test_two_processes_share_the_prompts_and_one_that_is_killed_is_made_up_for(t
     assert json.loads(told[1].read_text()) == [len(PROMPTS)] * len(SETTINGS), "the one that is left makes them all"
     keys = made(folder)
     assert len(set(keys)) == len(keys) == len(PROMPTS) * len(SETTINGS), "nothing is measured twice"
+
+
+def make_files(folder: Path, names: list[str]) -> None:
+    """One process that makes files, each of which takes a moment; tells which it was at."""
+
+    def make(path: Path) -> None:
+        (folder / f"{path.name} by {os.getpid()}").touch()
+        time.sleep(0.1)
+        path.touch()
+
+    made_once(folder, {folder / name: partial(make, folder / name) for name in names})
+    assert all((folder / name).exists() for name in names)
+
+
+def test_files_are_made_once_by_whichever_process_comes_to_them(tmp_path):
+    names = ["a", "b", "c", "d"]
+    both = [FORK.Process(target=make_files, args=(tmp_path, names)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(_PATIENCE)
+    assert [process.exitcode for process in both] == [0, 0]
+    told = [path.name.split(" by ") for path in tmp_path.glob("* by *")]
+    assert sorted(name for name, _ in told) == names, "none is made twice"
+    assert len({process for _, process in told}) == 2, "and they share them"
 
 
 def made(folder: Path) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ def test_mixed_by_a_file_of_prompts_and_what_to_do_next(make: Accel, accel: Acce
     assert len(json.loads((tmp_path / "no: 1.json").read_text())["lines"]) == 80
     make(*next_command(result.out), "-o", "a.gif")
     methods = side_file(tmp_path / "a.gif")["summary"]["runs"][0]["methods"]
-    assert methods["mixed"]["calibrated"] and min(methods["mixed"]["calls"][form] for form in ("int8", "nvfp4")) > 0
+    assert methods["mixed"]["calibrated"] and min(methods["mixed"]["chosen"][form] for form in ("int8", "nvfp4")) > 0
     # Not for other settings.
     rotated = [word for word in next_command(result.out) if "rotate" not in word]
     del rotated[rotated.index("--set")]

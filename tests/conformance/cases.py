@@ -37,6 +37,10 @@ class MethodCase:
         return None if active is None else replace(self, active=active)
 
     @property
+    def quantizes(self) -> bool:
+        return "quantize" in self.active
+
+    @property
     def has_identity(self) -> bool:
         return self.identity is not None
 
@@ -112,7 +116,7 @@ METHODS = {
         ),
         MethodCase(
             "mixed",
-            active={"quantize": "mixed"},
+            active={"quantize": "mixed", "emulate": True},
             identity=None,
             acted=lambda report: min(report["calls"]["int8"], report["calls"]["nvfp4"]) > 0,
             error=0.6,

@@ -65,7 +65,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _without_predictions() -> Iterator[None]:
     """Quantizations say beforehand what is emulated here and what gains no time; tests of theirs ask for it."""
     with warnings.catch_warnings():
-        for text in ("emulated on", "decoded in each product", "no fast instructions", "too few to gain time"):
+        texts = ("emulated on", "run in INT8 here", "decoded in each product", "no fast instructions", "too few to gain time")
+        for text in texts:
             warnings.filterwarnings("ignore", f".*{text}", AccelWarning)
         yield
 

@@ -79,8 +79,10 @@ def test_two_processes_give_what_one_gives(name: str, found: list[dict[str, Any]
     assert torch.equal(shared[0]["result"], shared[1]["result"])
     bound = BOUND
     if "quantize" in JOBS[name].settings:
-        # Where a sum is rounded otherwise, a code at a tie goes the other way, and soon many do.
-        bound = apart(found[0]["orders"]["plain"], alone["result"])
+        # A code at a tie goes the other way where a sum is rounded otherwise, and then others do: found were 6e-5 and
+        # 1e-4. A ring adds up each attention in other parts, so that soon many do: found was half of what INT8 does.
+        ring = JOBS[name].degrees == RING
+        bound = apart(found[0]["orders"]["plain"], alone["result"]) if ring else 1e-3
     assert apart(shared[0]["result"], alone["result"]) <= bound
     assert decisions(shared[0]["run"]) == decisions(shared[1]["run"])
     assert shared[0]["run"]["blocks"] == alone["run"]["blocks"]

@@ -26,7 +26,7 @@ BESIDE: dict[str, MethodConfig] = {
     "adaspa": accel.AdaSpaConfig(density=0.5, search_steps=(0.0, 0.5)),
     "delta": accel.DeltaCacheConfig(),
     "flashblock": accel.FlashBlockConfig(interval=5),
-    "mixed": accel.MixedPrecisionConfig(),
+    "mixed": accel.MixedPrecisionConfig(emulate=True),
     "pisa": accel.PISAConfig(density=0.5, dense_layers=1),
     "tdc": accel.TemporalDeltaCacheConfig(threshold=10.0, max_skips=2),
 }

@@ -12,6 +12,7 @@ from torch import nn
 
 import accel
 from accel.errors import AccelError
+from accel.integrations import sparing
 from accel.integrations.sparing import Spared
 from accel.methods.quantized_linear import QuantizedLinear, hold, store
 from accel.methods.stored_linear import StoredLinear
@@ -94,6 +95,19 @@ def test_weights_in_whatever_order_they_come() -> None:
         kinds = [module.weight_format for module in model]
         assert [str(place) for place, kind in enumerate(kinds) if kind == "int8"] == sorted(chosen[-1])
     assert chosen[0] == chosen[1] == chosen[2] and len(chosen[0]) == 2
+
+
+def test_where_none_is_spared_none_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*args: Any) -> float:
+        raise AssertionError
+
+    monkeypatch.setattr(sparing, "lost", measured)
+    linear = nn.Linear(64, 16)
+    weight = linear.weight.detach()
+    held = hold(linear, StoredLinear, "nvfp4", store(weight, "nvfp4", False), rotated=False, saved=True)
+    spared = Spared(0, "int8")
+    spared.see("0", 0, weight, held)
+    assert spared.settle(nn.ModuleList([linear])) == []
 
 
 @pytest.mark.parametrize(

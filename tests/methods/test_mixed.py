@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import accel
-from accel.errors import AccelError
+from accel.errors import AccelError, AccelWarning
 from accel.kernels.nvfp4 import quantize_nvfp4
 from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, quantized_linear
 from accel.measure.calibration import calibrate_mixed
@@ -18,6 +18,7 @@ from accel.methods.layer_choice import Layer
 from accel.methods.mixed import _largest_to_mean, _quadratic_mean, _together
 from accel.methods.precision_calibration import Calibration
 from accel.methods.precision_rule import ShareRule, ThresholdRule, later_share
+from accel.pipelines.families import families
 from tests.methods.quantized import CASE, STEPS, enable, last, run
 from tests.tiny_pipelines import TINY
 
@@ -73,6 +74,18 @@ def test_what_is_not_known_takes_from_the_share() -> None:
     assert ShareRule(0.5).high(layers(), {1: 0.5, 2: 0.5, 3: 0.5}, errors, 1) == {0, 1, 2, 6}
 
 
+def test_what_did_not_run_takes_nothing_from_the_share() -> None:
+    """Of 24 pairs 4 do not run, all of them chosen: of the 20 others 10 are to be fine, 4 of the first 8 were.
+
+    Half ran, so that of two steps to come one is expected: of 12 pairs 6, of which 4 were.
+    """
+    rule, known = ShareRule(0.5), dict.fromkeys(range(8), 0.5)
+    assert len(rule.high(layers(), {}, {}, 3)) == 8
+    rule.skipped({0, 1, 2, 3})
+    assert len(rule.high(layers(), known, known, 2)) == 2
+    assert len(rule.high(layers(), known, known, 1)) == 4
+
+
 def test_numbers_of_parts_of_the_tokens_are_those_of_all() -> None:
     """As where several processes have a part each; one alone is taken as it is."""
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +111,7 @@ def test_numbers_of_parts_of_the_tokens_are_those_of_all() -> None:
 @pytest.mark.parametrize(("target", "steps"), [(6.0, 6), (7.0, 3)])
 def test_the_mean_is_what_was_asked_for(target: float, steps: int) -> None:
     pipe = CASE.build()
-    with enable(pipe, quantize="mixed", target_bits=target) as session:
+    with enable(pipe, quantize="mixed", target_bits=target, emulate=True) as session:
         first = run(pipe, num_inference_steps=steps)
         assert torch.equal(run(pipe, num_inference_steps=steps), first)
     report = last(session)
@@ -113,7 +126,7 @@ def test_the_mean_is_that_of_both_transformers(steps: int) -> None:
     """The first does not know when the second takes over: what it could not spare yet, the second spares."""
     case = TINY["wan22"]
     pipe = case.build()
-    with enable(pipe, quantize="mixed") as session:
+    with enable(pipe, quantize="mixed", emulate=True) as session:
         case.run(pipe, num_inference_steps=steps)
         (record,) = session._recorder.runs
     report = last(session)
@@ -136,10 +149,108 @@ def test_the_mean_is_that_of_both_transformers(steps: int) -> None:
 )
 def test_thresholds_at_the_ends(settings: dict[str, Any], low_and_high: tuple[int, int]) -> None:
     pipe = CASE.build()
-    with enable(pipe, quantize="mixed", **settings) as session:
+    with enable(pipe, quantize="mixed", emulate=True, **settings) as session:
         run(pipe)
     names = ("int8", "plain") if "low" in settings else ("nvfp4", "int8")
     assert tuple(last(session)["calls"][name] for name in names) == tuple(n * LAYERS_A_STEP for n in low_and_high)
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "settings"),
+    [
+        ("wan", 6.0, {"static_share": 0.2}),
+        # Of the linears of its own blocks too.
+        ("wan_vace", 5.0, {}),
+        ("hunyuan_video", 6.0, {"quantize_modulation": True}),
+    ],
+)
+def test_the_mean_is_that_of_all_but_modulation(family: str, target: float, settings: dict[str, Any]) -> None:
+    case = TINY[family]
+    pipe = case.build()
+    with enable(pipe, quantize="mixed", target_bits=target, emulate=True, **settings) as session:
+        case.run(pipe, num_inference_steps=6)
+    report = last(session)
+    assert report["average_bits"] == pytest.approx(target, abs=0.02) and report["off_target"] is None
+    assert report["modulation_calls"] == report["calls"]["plain"]
+    assert (report["modulation_calls"] > 0) == ("quantize_modulation" in settings)
+    assert "the mean is not" not in str(session.summary())
+    assert ("of modulation, unquantized, apart" in str(session.summary())) == ("quantize_modulation" in settings)
+
+
+def test_the_mean_is_that_of_what_a_cache_leaves_to_compute() -> None:
+    pipe = CASE.build()
+    cache = accel.TemporalDeltaCacheConfig(threshold=10.0, max_skips=1, order=0, dense_steps=0.0, dense_final_steps=0.0)
+    mixed = accel.MixedPrecisionConfig(target_bits=5.0, purify=False, emulate=True)
+    with enable(pipe, cache=cache, quantize=mixed) as session:
+        run(pipe, num_inference_steps=8)
+    report = last(session)
+    assert report["skipped"] == 3 * LAYERS_A_STEP and report["average_bits"] == pytest.approx(5.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings", "reason"),
+    [
+        (2, {}, "nothing is known in the first of 2 steps, which gets the finer format"),
+        (4, {"static_share": 0.9}, "the linears with a fixed format leave too few to choose for"),
+        (
+            6,
+            {"cache": accel.TemporalDeltaCacheConfig(threshold=10.0, max_skips=1, order=0, dense_steps=0.0)},
+            "what is computed behind a skipped step gets the finer format",
+        ),
+    ],
+)
+def test_a_mean_that_is_off_has_its_reason(steps: int, settings: dict[str, Any], reason: str) -> None:
+    pipe = CASE.build()
+    mixed = {"target_bits": 5.0, "emulate": True, "outlier_ratio": 1e9}
+    with enable(pipe, quantize="mixed", **mixed, **settings) as session:
+        run(pipe, num_inference_steps=steps)
+    report = last(session)
+    assert report["average_bits"] > 5.1 and reason in report["off_target"]
+    assert f"the mean is not 5 bits: {report['off_target']}" in str(session.summary())
+
+
+def test_without_instructions_the_coarser_format_runs_in_int8() -> None:
+    """Bit for bit what is INT8 everywhere; what the rule chose is told beside what ran."""
+    pipe = CASE.build()
+    with enable(pipe, quantize="mixed", target_bits=8.0) as session:
+        high = run(pipe)
+    assert "which ran in INT8" not in str(session.summary())
+    said = r"NVFP4 activations run in INT8 here: this device \(cpu\) has no instructions for them; emulate=True"
+    with pytest.warns(AccelWarning, match="too few to gain time"), pytest.warns(AccelWarning, match=said):
+        session = accel.enable(pipe, quantize="mixed", low="nvfp4")
+    with session:
+        assert torch.equal(run(pipe), high)
+    report, calls = last(session), LAYERS_A_STEP * STEPS
+    assert report["calls"] == {"plain": 0, "int8": calls, "nvfp4": 0} and report["average_bits"] == 8.0
+    assert report["chosen"] == {"plain": 0, "int8": calls // 2, "nvfp4": calls // 2}
+    assert report["off_target"] == "NVFP4 was chosen where INT8 ran" and report["activation_scales"] is None
+    text = str(session.summary())
+    assert "NVFP4 was chosen for 50.0% of the calls, which ran in INT8" in text and "emulated" not in text
+    assert "the mean is not 6 bits: NVFP4 was chosen where INT8 ran" in text
+    with enable(pipe, quantize="mixed", emulate=True) as session:
+        assert not torch.equal(run(pipe), high)
+    report = last(session)
+    assert report["calls"] == report["chosen"] and report["calls"]["nvfp4"] == calls // 2
+    assert "NVFP4 activations are emulated on cpu" in str(session.summary())
+
+
+@pytest.mark.parametrize(("arch", "native"), [((9, 0), False), ((8, 0), False), ((10, 0), True), ((12, 0), True)])
+def test_which_gpus_have_the_instructions(monkeypatch: pytest.MonkeyPatch, arch: tuple[int, int], native: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: arch)
+    with enable(CASE.build(), quantize="mixed") as session:
+        (method,) = session.methods
+        assert method.runs_in("nvfp4", torch.device("cuda")) == ("nvfp4" if native else "int8")  # type: ignore[attr-defined]
+        assert method.runs_in("plain", torch.device("cuda")) == "plain"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("low", "high", "bits"), [("nvfp4", "int8", 6), ("nvfp4", "16bit", 6), ("int8", "16bit", 12)])
+def test_the_bits_that_are_aimed_at_where_none_are_named(low: Any, high: Any, bits: float) -> None:
+    config = accel.MixedPrecisionConfig(low=low, high=high)
+    family = families()["wan"]
+    assert config.resolved(family).target_bits == bits
+    assert config.model_copy(update={"threshold": 0.1}).resolved(family).target_bits is None
+    with enable(CASE.build(), quantize=config, modules_to_not_convert=["blocks.0", "blocks.1", "blocks.2"]):
+        pass
 
 
 def test_all_high_is_the_fixed_form_on_the_same_weights() -> None:
@@ -149,7 +260,7 @@ def test_all_high_is_the_fixed_form_on_the_same_weights() -> None:
         high = run(pipe)
         everywhere = last(session)["calls"]
     assert everywhere["int8"] == LAYERS_A_STEP * STEPS
-    with enable(pipe, quantize="mixed", target_bits=6.0) as session:
+    with enable(pipe, quantize="mixed", target_bits=6.0, emulate=True) as session:
         assert not torch.equal(run(pipe), high)
         (record,) = session._recorder.runs
     by_branch: dict[str, dict[Any, int]] = {"cond": {}, "uncond": {}}
@@ -164,6 +275,7 @@ def test_all_high_is_the_fixed_form_on_the_same_weights() -> None:
         ({"low": "int8"}, "low='int8' is not below high='int8': set high='16bit'"),
         ({"target_bits": 9.0}, r"does not lie between .* \(nearest: 8\)"),
         ({"target_bits": 3.0}, "not possible"),
+        ({"threshold": 0.1, "target_bits": 6.0}, "threshold=0.1 decides alone, and target_bits=6 would do nothing"),
         ({"calibration": "nowhere.json"}, "cannot read the calibration nowhere.json"),
     ],
 )
@@ -175,7 +287,7 @@ def test_refusals(fields: dict[str, Any], message: str) -> None:
 def test_beside_the_temporal_delta_cache_a_computed_step_behind_a_skip_is_fine() -> None:
     pipe = CASE.build()
     cache = accel.TemporalDeltaCacheConfig(threshold=10.0, max_skips=1, order=0, dense_steps=0.0, dense_final_steps=0.0)
-    settings = {"threshold": 1e9, "outlier_ratio": 1e9}
+    settings = {"threshold": 1e9, "outlier_ratio": 1e9, "emulate": True}
     with enable(pipe, cache=cache, quantize=accel.MixedPrecisionConfig(**settings)) as session:
         run(pipe, num_inference_steps=6)
     record = session.summary().to_dict()["runs"][0]
@@ -229,7 +341,7 @@ def test_a_calibration_is_made_saved_and_held_to(tmp_path: Any) -> None:
     assert found.quantiles == sorted(found.quantiles) and 0.02 < found.quantiles[0] <= found.quantiles[-1] < 0.3
     path = found.save(tmp_path / "mixed.json")
     assert Calibration.load(path) == found
-    with enable(pipe, quantize="mixed", calibration=str(path)) as session:
+    with enable(pipe, quantize="mixed", calibration=str(path), emulate=True) as session:
         run(pipe)
     report = last(session)
     assert report["calibrated"] and min(report["calls"]["nvfp4"], report["calls"]["int8"]) > 0

@@ -62,7 +62,9 @@ def test_bytes_before_and_after_are_those_of_the_layers() -> None:
     report = last(session)
     assert report["weight_bytes_before"] == sum(weight.nbytes for weight in weights)
     assert report["weight_bytes"] == held == sum(w.numel() * 9 // 16 + 8 for w in weights)
+    # The decoded weight, of which the largest here is a single piece.
     assert report["scratch_bytes"] == 4 * 128 * 256
+    assert report["originals"] == "in host memory" and "originals in host memory" in str(session.summary())
 
 
 def test_the_users_list_adds_to_the_familys_and_another_overrides_it() -> None:
@@ -227,8 +229,10 @@ def test_an_enabled_pipeline_saves_the_original_weights(tmp_path: Any) -> None:
 def test_originals_that_are_not_kept_are_read_again(tmp_path: Any) -> None:
     pipe = save_locally(CASE.build(), tmp_path)
     plain = run(pipe)
-    with enable(pipe, quantize="int8", keep_original=False):
+    with enable(pipe, quantize="int8", keep_original=False) as session:
         quantized = run(pipe)
+        told = f"read again from {tmp_path / 'transformer'} at disable"
+        assert last(session)["originals"] == told and f"originals {told}" in str(session.summary())
         layer = pipe.transformer.blocks[0].attn1.to_q
         assert isinstance(layer, ConvertedLinear) and not layer.original.kept
         with pytest.raises(AccelError, match="cannot be saved"):

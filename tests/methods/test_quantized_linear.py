@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,10 +86,50 @@ def test_bytes_are_those_of_the_formula(weight: WeightFormat) -> None:
         module = quantized(linear(outputs, channels, bias=False), weight)
         assert sum(buffer.nbytes for buffer in module.buffers()) == stored_bytes(weight, outputs, channels)
         assert not list(module.parameters())
-    transient = scratch_bytes("nvfp4", "int8", 128, 256, 4, False)
+    transient = scratch_bytes("nvfp4", "int8", 128, 256, 4, "cpu")
     assert sum(part.nbytes for part in nvfp4_to_int8(*quantized(linear(), "nvfp4").stored)) == transient
-    assert quantized(linear(), "nvfp4").weight.nbytes == scratch_bytes("nvfp4", "plain", 128, 256, 4, False)
-    assert scratch_bytes("int8", "int8", 128, 256, 4, True) == 0
+    assert scratch_bytes("int8", "int8", 128, 256, 4, "cpu") == 0
+    assert scratch_bytes("nvfp4", "nvfp4", 128, 256, 2, "triton") == scratch_bytes("nvfp4", "plain", 9, 16, 2, "triton")
+    assert scratch_bytes("nvfp4", "plain", 128, 256, 2, "triton") == 0, "decoded in registers"
+
+
+# Numbers that a CPU has on the way, of 12 bytes each at most.
+ON_THE_WAY = 12 * (1 << 17)
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "largest"),
+    [
+        # Of 2048 rows, the decoded ones of a piece; the weight in INT8; and in float32.
+        ("nvfp4", "nvfp4", 4 * (1 << 18)),
+        ("nvfp4", "plain", 4 * (1 << 18)),
+        ("nvfp4", "int8", 2048 * 1024),
+        ("int8", "plain", 4 * 2048 * 1024),
+        ("int8", "int8", 0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scratch_is_what_is_allocated(
+    weight: WeightFormat, activation: Activation, largest: int, dtype: torch.dtype
+) -> None:
+    """Of a weight that is larger than what is decoded at a time, beside activations of a single row."""
+    module = quantized(linear(2048, 1024, bias=False, dtype=dtype), weight, rotated=True)
+    module.choose(activation)
+    x = torch.ones(1, 1024, dtype=dtype)
+    found = allocations(lambda: module(x))
+    counted = scratch_bytes(weight, activation, 2048, 1024, dtype.itemsize, "cpu")
+    of_a_row = 64 * 1024
+    assert counted <= max(itertools.accumulate(found)) <= counted + ON_THE_WAY + of_a_row
+    assert max(found) <= of_a_row if largest == 0 else max(found) == largest
+
+
+def allocations(call: Callable[[], object]) -> list[int]:
+    """The bytes that are taken from memory (above 0) and given back (below) while something is called, in order."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 @pytest.mark.parametrize("weight", ["int8", "nvfp4"])
