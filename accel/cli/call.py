@@ -146,8 +146,12 @@ def _check_sizes(pipe: Any, arguments: Mapping[str, Any]) -> None:
 def _check_negative(name: str, arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     if "negative_prompt" not in arguments:
         return
-    if "true_cfg_scale" in parameters and arguments.get("true_cfg_scale", 1) <= 1:
-        raise AccelError(f"{name} has distilled guidance, which reads no --negative-prompt; leave it out")
+    true_scale = parameters.get("true_cfg_scale")
+    if true_scale is not None:
+        if arguments.get("true_cfg_scale", true_scale.default) <= 1:
+            raise AccelError(f"{name} has distilled guidance, which reads no --negative-prompt; leave it out")
+        # It is this scale that reads the prompt, whatever the other one is.
+        return
     scale = arguments.get("guidance_scale")
     if scale is not None and scale <= 1:
         raise AccelError(

@@ -40,6 +40,15 @@ def test_videos(name: str, make: Accel, saved: Saved) -> None:
     assert data["summary"]["runs"][0]["methods"]["delta"]["reused"] > 0
 
 
+def test_a_negative_prompt_is_read_where_true_guidance_is_the_default(
+    make: Accel, saved: Saved, tmp_path: Path
+) -> None:
+    call = ("generate", "-m", saved("qwenimage"), "--prompt", "a fox", "--steps", 3, "--height", 88, "--width", 104)
+    for word in ("fog", "grey"):
+        make(*call, "--seed", 1, "--preset", "none", "--negative-prompt", word, "-o", f"{word}.png")
+    assert sha256(tmp_path / "fog.png") != sha256(tmp_path / "grey.png")
+
+
 def test_classes(make: Accel, accel: Accel, saved: Saved) -> None:
     data = make("generate", "-m", saved("dit"), "--prompt", "207", "--steps", 4, "-o", "a.png", "--format", "json").json
     assert data["model"]["pipeline"] == "DiTPipeline"
