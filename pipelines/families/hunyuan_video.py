@@ -1,6 +1,15 @@
 """HunyuanVideo, text or image to video."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+from accel.pipelines.facts import (
+    AttentionSite,
+    BlockStack,
+    Family,
+    FrameRate,
+    FreeOrder,
+    Guidance,
+    TokenArgument,
+    TokenGrid,
+)
 
 _FIRST_FRAME_APART = (
     "HunyuanVideoTokenReplaceTransformerBlock",
@@ -32,6 +41,7 @@ FAMILY = Family(
     ),
     text="suffix",
     grid=TokenGrid("BCTHW", patch=("patch_size_t", "patch_size", "patch_size")),
+    frame_rate=FrameRate(24),
     free_order=FreeOrder(
         arguments=(TokenArgument("freqs_cis", axis=0), TokenArgument("image_rotary_emb", axis=0)),
         except_blocks=_FIRST_FRAME_APART,
