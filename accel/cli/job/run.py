@@ -157,7 +157,8 @@ class _Worker:
             else:
                 item.error.unlink(missing_ok=True)
                 self._outcomes.append(Outcome(item.number, "there before"))
-        if not left:
+        # With lines left for another process, what is refused here is refused by all processes alike.
+        if not left and all(each.standing is Standing.DONE for each in found.values()):
             return self._outcomes
         self._job.folder.mkdir(parents=True, exist_ok=True)
         claims = Claims(self._job.folder)
