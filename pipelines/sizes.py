@@ -63,7 +63,7 @@ def frame_rate(pipe: Any) -> float | None:
     rate = facts.family.frame_rate
     if rate is None:
         return None
-    configs = (pipe.config, facts.denoisers[0].module.config)
+    configs: tuple[Any, ...] = (pipe.config, facts.denoisers[0].module.config)
     found = (value for name, value in rate.where.items() if any(config.get(name) for config in configs))
     return next(found, rate.usual)
 
