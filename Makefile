@@ -24,7 +24,8 @@ test: lint
 conformance: $(VENV)/.test
 	mkdir -p outputs
 	-$(VENV)/bin/python -m pytest tests/conformance/test_methods.py tests/conformance/test_whole_grid.py \
-		tests/conformance/test_whole_grid_stored.py --grid=whole --record outputs/conformance.jsonl -q
+		tests/conformance/test_whole_grid_stored.py --grid=whole \
+		-n $(JOBS) --dist load --record outputs/conformance.jsonl -q
 	$(VENV)/bin/python -m tests.conformance.record outputs/conformance.jsonl
 
 lint: $(VENV)/.test

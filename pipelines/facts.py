@@ -182,6 +182,17 @@ class Published:
 
 
 @dataclass(frozen=True)
+class FrameRate:
+    """Frames a second of the videos of a family's published weights.
+
+    `where`: the same of models in whose config, or in their pipeline's, a field is set: the field, and the rate.
+    """
+
+    usual: float
+    where: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts of one family; `pipelines` and `transformers` are class names of diffusers."""
 
@@ -210,6 +221,8 @@ class Family:
     modulation: tuple[str, ...] = ()
     # None where the blocks need the model's order of tokens, or where nobody has looked.
     free_order: FreeOrder | None = None
+    # None where the pipelines' calls are told the rate, and where it is not known.
+    frame_rate: FrameRate | None = None
     # Of which the pipelines want whole multiples as sides, whatever the autoencoder and the patches need.
     pixels: int = 1
     # The transformer may be given one timestep per token instead of one per sample.

@@ -1,4 +1,4 @@
-"""Which heights, widths and numbers of frames a pipeline can make without rounding them."""
+"""Which heights, widths and numbers of frames a pipeline can make without rounding them, and at what rate it shows."""
 
 from __future__ import annotations
 
@@ -53,6 +53,20 @@ def size_rule(pipe: Any) -> SizeRule | None:
         pipe, "vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor"
     )
     return SizeRule(math.lcm(spatial * patch, facts.family.pixels), temporal)
+
+
+def frame_rate(pipe: Any) -> float | None:
+    """Frames a second of what a pipeline makes, by its family's facts; None where they do not say."""
+    try:
+        facts = inspect_pipeline(pipe)
+    except AccelError:
+        return None
+    rate = facts.family.frame_rate
+    if rate is None:
+        return None
+    configs: tuple[Any, ...] = (pipe.config, facts.denoisers[0].module.config)
+    found = (value for name, value in rate.where.items() if any(config.get(name) for config in configs))
+    return next(found, rate.usual)
 
 
 def _first_of(pipe: Any, *names: str) -> int:

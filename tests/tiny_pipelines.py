@@ -44,7 +44,7 @@ from tests.tiny import (
 )
 from tests.tiny.calls import GUIDED_VIDEO as _WAN
 from tests.tiny.calls import PROMPTED as _PROMPTED
-from tests.tiny.calls import STEPS, TEXT_TOKENS
+from tests.tiny.calls import STEPS, TEXT_TOKENS, TRUE_GUIDANCE
 from tests.tiny.calls import VIDEO as _VIDEO
 from tests.tiny.calls import noise as _noise
 from tests.tiny.weights import seeded
@@ -82,6 +82,9 @@ class TinyCase:
     """The pipeline fails with fewer, or does nothing; `run` takes no fewer."""
     references: int = 0
     """Tokens beside `tokens` that are those of pictures to go by; all of them are no grid."""
+    other_guidance: dict[str, Any] | None = field(default_factory=lambda: {"guidance_scale": 1.0})
+    """Arguments with which the call has one branch of guidance where it has two otherwise, or two where it has one;
+    None where the pipeline has one form alone."""
 
     @property
     def lengths(self) -> set[int]:
@@ -208,6 +211,7 @@ _CASES = (
         stacks=_DUAL_AND_SINGLE,
         tokens=576,
         text_tokens=64,
+        other_guidance=TRUE_GUIDANCE,
     ),
     TinyCase(
         "anyflow_far",
@@ -228,7 +232,7 @@ _CASES = (
     *(TinyCase(**case) for case in mochi.CASES),
     *(TinyCase(**case) for case in motif.CASES),
     *(TinyCase(**case) for case in skyreels.CASES),
-    TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS),
+    TinyCase("flux", "flux", image.flux, _FLUX, _DUAL_AND_SINGLE, 572, TEXT_TOKENS, other_guidance=TRUE_GUIDANCE),
     TinyCase(
         "flux_controlnet",
         "flux",
@@ -237,6 +241,7 @@ _CASES = (
         _DUAL_AND_SINGLE,
         tokens=572,
         text_tokens=TEXT_TOKENS,
+        other_guidance=TRUE_GUIDANCE,
     ),
     TinyCase(
         "dit",
@@ -260,7 +265,17 @@ _CASES = (
     TinyCase("sd35", "sd3", image.sd35, _SD3, ("transformer_blocks",), 576, 16 + TEXT_TOKENS),
     TinyCase("pixart", "pixart", plain.pixart, _PIXART, ("transformer_blocks",), 576, 0),
     TinyCase("sana", "sana", plain.sana, _SANA, ("transformer_blocks",), 576, 0, smaller=32),
-    TinyCase("flux2", "flux2", joined.flux2, _FLUX2, _DUAL_AND_SINGLE, 572, TEXT_TOKENS, joined=_DUAL_AND_SINGLE[1:]),
+    TinyCase(
+        "flux2",
+        "flux2",
+        joined.flux2,
+        _FLUX2,
+        _DUAL_AND_SINGLE,
+        572,
+        TEXT_TOKENS,
+        joined=_DUAL_AND_SINGLE[1:],
+        other_guidance=None,
+    ),
     TinyCase(
         "flux2_klein",
         "flux2",
@@ -272,7 +287,17 @@ _CASES = (
         _TWICE,
         joined=_DUAL_AND_SINGLE[1:],
     ),
-    TinyCase("qwenimage", "qwenimage", guided_twice.qwenimage, _QWEN, ("transformer_blocks",), 572, 38, _TWICE),
+    TinyCase(
+        "qwenimage",
+        "qwenimage",
+        guided_twice.qwenimage,
+        _QWEN,
+        ("transformer_blocks",),
+        572,
+        38,
+        _TWICE,
+        other_guidance={"true_cfg_scale": 1.0},
+    ),
     *(TinyCase(**case) for module in (cogview4, chroma, lumina2, z_image, hidream) for case in module.CASES),
 )
 

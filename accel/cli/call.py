@@ -15,11 +15,14 @@ from accel.cli.exits import RunFailed
 from accel.cli.request import Request, option_of
 from accel.errors import AccelError
 from accel.pipelines import demo
-from accel.pipelines.sizes import size_rule
+from accel.pipelines.sizes import frame_rate, size_rule
 from accel.reporting.side_file import plain_data
+from accel.reporting.sound import Sound
 
 # Used where neither the user nor the model says; chosen by us.
 _FPS = 16
+# What the calls of pipelines that are told the rate name it.
+_RATES = ("frame_rate", "fps")
 # Arguments that the side file holds elsewhere, or that are objects of this process.
 _NOT_RECORDED = ("prompt", "class_labels", "image", "generator", "output_type", "return_dict")
 
@@ -66,6 +69,10 @@ def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
             arguments["image"] = image.convert("RGB")
     arguments["generator"] = torch.Generator().manual_seed(request.seed)
     arguments["output_type"] = "np"
+    told = _rate_argument(pipe)
+    # What a side file has recorded of the call is what the model was told then.
+    if told is not None and request.fps is not None:
+        arguments.setdefault(told, _whole(request.fps))
     return arguments
 
 
@@ -87,9 +94,16 @@ def frames_per_second(pipe: Any, request: Request) -> float | None:
     """Frames a second of the result; None for an image."""
     if not makes_video(pipe):
         return None
+    told = _rate_argument(pipe)
     if request.fps is not None:
-        return int(request.fps) if float(request.fps).is_integer() else request.fps
-    return demo.defaults(request.demo_size)["fps"] if request.demo_size else _FPS
+        rate = request.fps
+    elif request.demo_size:
+        rate = demo.defaults(request.demo_size)["fps"]
+    elif told is not None:
+        rate = request.call.get(told, parameters_of(pipe)[told].default)
+    else:
+        rate = frame_rate(pipe) or _FPS
+    return _whole(rate)
 
 
 def effective_call(pipe: Any, arguments: Mapping[str, Any], frames: np.ndarray) -> dict[str, Any]:
@@ -116,6 +130,17 @@ def frames_of(output: Any) -> np.ndarray:
     return frames
 
 
+def sound_of(pipe: Any, output: Any) -> Sound | None:
+    """The sound of the first result; None of a pipeline that makes none."""
+    found = getattr(output, "audio", None)
+    if found is None:
+        return None
+    samples = torch.as_tensor(found[0]).detach().float().cpu().numpy()
+    if not np.isfinite(samples).all():
+        raise RunFailed("the sound holds values that are not numbers; try --dtype float32, or fewer methods")
+    return Sound(samples, pipe.vocoder.config.output_sampling_rate)
+
+
 def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
     """What the call of a pipeline, or of pipelines of a class, takes by name."""
     return _parameters((pipe if isinstance(pipe, type) else type(pipe)).__call__)
@@ -126,6 +151,14 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = inspect.signature(function).parameters.items()
     return {name: p for name, p in found if p.kind in kinds and name != "self"}
+
+
+def _rate_argument(pipe: Any) -> str | None:
+    return next((name for name in _RATES if name in parameters_of(pipe)), None)
+
+
+def _whole(rate: float) -> float:
+    return int(rate) if float(rate).is_integer() else rate
 
 
 def _name(pipe: Any) -> str:
@@ -146,8 +179,12 @@ def _check_sizes(pipe: Any, arguments: Mapping[str, Any]) -> None:
 def _check_negative(name: str, arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     if "negative_prompt" not in arguments:
         return
-    if "true_cfg_scale" in parameters and arguments.get("true_cfg_scale", 1) <= 1:
-        raise AccelError(f"{name} has distilled guidance, which reads no --negative-prompt; leave it out")
+    true_scale = parameters.get("true_cfg_scale")
+    if true_scale is not None:
+        if arguments.get("true_cfg_scale", true_scale.default) <= 1:
+            raise AccelError(f"{name} has distilled guidance, which reads no --negative-prompt; leave it out")
+        # It is this scale that reads the prompt, whatever the other one is.
+        return
     scale = arguments.get("guidance_scale")
     if scale is not None and scale <= 1:
         raise AccelError(

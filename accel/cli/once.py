@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 
 import accel
-from accel.cli.call import call_arguments, frames_of, parameters_of
+from accel.cli.call import call_arguments, frames_of, parameters_of, sound_of
 from accel.cli.exits import RunFailed, one_line
 from accel.cli.request import Request
 from accel.config import AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.measure.one_run import TimedRun, timed_run
 from accel.reporting.run_report import Summary
+from accel.reporting.sound import Sound
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished run; `summary` is None for a plain one, which Accel did not touch."""
+    """A finished run; `summary` is None for a plain one, which Accel did not touch, and `sound` for one without."""
 
     frames: np.ndarray
+    sound: Sound | None
     seconds: float
     loop_seconds: float | None
     summary: Summary | None
@@ -40,10 +42,14 @@ def run_once(pipe: Any, request: Request, config: AccelConfig) -> Done:
     arguments = call_arguments(pipe, request)
     if not config.methods:
         done = call_once(pipe, request, arguments)
-        return Done(frames_of(done.output), done.seconds, done.loop_seconds, None)
+        return _done(pipe, done, None)
     with accel.enable(pipe, config) as session:
         done = call_once(pipe, request, arguments)
-    return Done(frames_of(done.output), done.seconds, done.loop_seconds, session.summary())
+    return _done(pipe, done, session.summary())
+
+
+def _done(pipe: Any, run: TimedRun, summary: Summary | None) -> Done:
+    return Done(frames_of(run.output), sound_of(pipe, run.output), run.seconds, run.loop_seconds, summary)
 
 
 def steps_for(pipe: Any, request: Request, steps: int) -> int:

@@ -28,6 +28,8 @@ def describe(ready: Ready, done: Done, media: Path, comparison: dict[str, Any] |
     sha256 = side_file.frames_sha256(done.frames)
     count, height, width = done.frames.shape[:3]
     size = {"frames": count, "height": height, "width": width, "fps": call.frames_per_second(pipe, request)}
+    # Only an mp4 holds a sound.
+    heard = None if done.sound is None else {**done.sound.described(), "kept": media.suffix.lower() == ".mp4"}
     return {
         "prompt": request.prompt,
         "seed": request.seed,
@@ -41,7 +43,7 @@ def describe(ready: Ready, done: Done, media: Path, comparison: dict[str, Any] |
         "call": call.effective_call(pipe, call.call_arguments(pipe, request), done.frames),
         "options": request.options(),
         "acceleration": ready.config.to_dict(),
-        "output": {"file": media.name, **size, "frames_sha256": sha256},
+        "output": {"file": media.name, **size, "sound": heard, "frames_sha256": sha256},
         "seconds": {"load": ready.load_seconds, "call": done.seconds, "loop": done.loop_seconds},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(request.device),

@@ -71,7 +71,7 @@ def carry_out(request: Request, options: MethodOptions, target: Destination, for
 
     _say_what_ran(done, comparison, form)
     text = side_file.to_json(data)
-    media, remark = encode(done.frames, files.media.suffix.lower(), data["output"]["fps"] or 1)
+    media, remark = encode(done.frames, files.media.suffix.lower(), data["output"]["fps"] or 1, done.sound)
     side: dict[Path, Writer] = {files.side: text_writer(text)}
     write_together({files.media: media, **sheet, **side}, overwrite=target.overwrite)
     _say_what_was_written(files, data, remark, form)

@@ -17,6 +17,7 @@ from PIL import Image
 from accel.reporting.contact_sheet import film_sheet
 from accel.reporting.files import Writer
 from accel.reporting.formats import IMAGE_SUFFIXES
+from accel.reporting.sound import Sound
 
 # Quality settings of the lossy formats, chosen by us: no visible loss on flat colours and thin edges.
 _CRF = 12
@@ -32,17 +33,21 @@ def to_bytes(frames: np.ndarray) -> np.ndarray:
     return (np.clip(frames, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def encode(frames: np.ndarray, suffix: str, fps: float) -> tuple[Writer, str]:
+def encode(frames: np.ndarray, suffix: str, fps: float, sound: Sound | None = None) -> tuple[Writer, str]:
     """A writer for `write_together`, and what a user should know about the file ("" for nothing).
 
     Args:
         frames: (T, H, W, 3), float32 in 0..1, or uint8; an image is one frame.
         suffix: One of those in `formats`; a video as png becomes a sheet of its frames.
         fps: Frames a second, for mp4 and gif.
+        sound: What goes with a video; only mp4 holds it.
     """
     pixels = to_bytes(frames)
     if suffix == ".mp4":
-        return _mp4(pixels, fps)
+        return _mp4(pixels, fps, sound=sound)
+    if sound is not None:
+        write, remark = encode(frames, suffix, fps)
+        return write, ", ".join(filter(None, (remark, "without its sound, which only mp4 holds")))
     if suffix == ".gif":
         return _gif(pixels, fps)
     if suffix not in IMAGE_SUFFIXES:
@@ -89,7 +94,9 @@ def _gif(pixels: np.ndarray, fps: float) -> tuple[Writer, str]:
     return write, f"most viewers show a gif at {_GIF_FASTEST} fps or less" if fps > _GIF_FASTEST else ""
 
 
-def _mp4(pixels: np.ndarray, fps: float, share: float = 1.0, crf: int | str | None = None) -> tuple[Writer, str]:
+def _mp4(
+    pixels: np.ndarray, fps: float, share: float = 1.0, crf: int | str | None = None, sound: Sound | None = None
+) -> tuple[Writer, str]:
     height, width = pixels.shape[1:3]
     # The format halves the colour resolution, so that its sides are even; the last row and column are repeated.
     even = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -101,12 +108,17 @@ def _mp4(pixels: np.ndarray, fps: float, share: float = 1.0, crf: int | str | No
         # Imported late, because it looks for its program when it is imported.
         import imageio_ffmpeg
 
-        command = [
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            *_ffmpeg_arguments(even.shape[2], even.shape[1], fps, share, _CRF if crf is None else crf),
-            str(path),
-        ]
-        done = subprocess.run(command, input=even.tobytes(), capture_output=True)
+        with TemporaryDirectory() as folder:
+            heard = None
+            if sound is not None:
+                heard = Path(folder) / "sound.wav"
+                sound.write_wav(heard)
+            command = [
+                imageio_ffmpeg.get_ffmpeg_exe(),
+                *_ffmpeg_arguments(even.shape[2], even.shape[1], fps, share, _CRF if crf is None else crf, heard),
+                str(path),
+            ]
+            done = subprocess.run(command, input=even.tobytes(), capture_output=True)
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
             # The line begins with the part of ffmpeg that speaks and its address in memory.
@@ -116,7 +128,9 @@ def _mp4(pixels: np.ndarray, fps: float, share: float = 1.0, crf: int | str | No
     return write, remark
 
 
-def _ffmpeg_arguments(width: int, height: int, fps: float, share: float, crf: int | str) -> list[str]:
+def _ffmpeg_arguments(
+    width: int, height: int, fps: float, share: float, crf: int | str, heard: Path | None
+) -> list[str]:
     colours = [
         "-color_range",
         "tv",
@@ -133,7 +147,8 @@ def _ffmpeg_arguments(width: int, height: int, fps: float, share: float, crf: in
     return [
         *("-hide_banner", "-loglevel", "error", "-y"),
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"),
-        *("-an", "-vf", f"scale={scaled}in_range=full:out_range=tv:out_color_matrix=bt709"),
+        *(["-an"] if heard is None else ["-i", str(heard), "-c:a", "aac", "-b:a", "192k", "-flags:a", "+bitexact"]),
+        *("-vf", f"scale={scaled}in_range=full:out_range=tv:out_color_matrix=bt709"),
         *("-c:v", "libx264", "-preset", "slow", "-crf", str(crf), "-pix_fmt", "yuv420p", *colours),
         *("-threads", "1", "-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"),
         *("-movflags", "+faststart", "-f", "mp4"),

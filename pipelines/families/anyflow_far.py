@@ -1,6 +1,6 @@
 """AnyFlow-FAR, text, image or video to video, chunk by chunk."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, CallMarks, Chunks, Family, Guidance, TokenGrid
+from accel.pipelines.facts import AttentionSite, BlockStack, CallMarks, Chunks, Family, FrameRate, Guidance, TokenGrid
 
 FAMILY = Family(
     name="anyflow_far",
@@ -20,6 +20,7 @@ FAMILY = Family(
     ),
     text="cross",
     grid=TokenGrid("BTCHW", patch=("patch_size.0", "patch_size.1", "patch_size.2")),
+    frame_rate=FrameRate(16),
     modules_to_not_convert=("patch_embedding", "far_patch_embedding", "condition_embedder", "norm_out", "proj_out"),
     chunks=Chunks(argument="kv_cache_flag", done="num_cached_chunks", filling="is_cache_step"),
     marks=CallMarks(start="prepare_latents", steps="num_timesteps"),

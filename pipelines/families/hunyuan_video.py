@@ -4,6 +4,7 @@ from accel.pipelines.facts import (
     AttentionSite,
     BlockStack,
     Family,
+    FrameRate,
     FreeOrder,
     Guidance,
     Published,
@@ -41,6 +42,7 @@ FAMILY = Family(
     ),
     text="suffix",
     grid=TokenGrid("BCTHW", patch=("patch_size_t", "patch_size", "patch_size")),
+    frame_rate=FrameRate(24),
     free_order=FreeOrder(
         arguments=(TokenArgument("freqs_cis", axis=0), TokenArgument("image_rotary_emb", axis=0)),
         except_blocks=_FIRST_FRAME_APART,

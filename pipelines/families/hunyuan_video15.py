@@ -6,6 +6,7 @@ from accel.pipelines.facts import (
     AttentionSite,
     BlockStack,
     Family,
+    FrameRate,
     FreeOrder,
     Guidance,
     TokenArgument,
@@ -33,6 +34,7 @@ FAMILY = Family(
     ),
     text="suffix",
     grid=TokenGrid("BCTHW", patch=("patch_size_t", "patch_size", "patch_size")),
+    frame_rate=FrameRate(24),
     free_order=FreeOrder(arguments=(TokenArgument("freqs_cis", axis=0),)),
     modules_to_not_convert=(
         "x_embedder",

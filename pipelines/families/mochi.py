@@ -1,6 +1,15 @@
 """Mochi, text to video."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+from accel.pipelines.facts import (
+    AttentionSite,
+    BlockStack,
+    Family,
+    FrameRate,
+    FreeOrder,
+    Guidance,
+    TokenArgument,
+    TokenGrid,
+)
 
 FAMILY = Family(
     name="mochi",
@@ -21,6 +30,7 @@ FAMILY = Family(
     ),
     text="suffix",
     grid=TokenGrid("BCTHW", patch=(None, "patch_size", "patch_size")),
+    frame_rate=FrameRate(30),
     free_order=FreeOrder(arguments=(TokenArgument("image_rotary_emb", axis=0),)),
     modules_to_not_convert=("patch_embed", "time_embed", "norm_out", "proj_out"),
     modulation=("*.norm1.linear", "*.norm1_context.linear", "*.norm1_context.linear_1"),

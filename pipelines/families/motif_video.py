@@ -6,6 +6,7 @@ from accel.pipelines.facts import (
     AttentionSite,
     BlockStack,
     Family,
+    FrameRate,
     Guidance,
     TokenGrid,
 )
@@ -35,6 +36,7 @@ FAMILY = Family(
     ),
     text="suffix",
     grid=TokenGrid("BCTHW", patch=("patch_size_t", "patch_size", "patch_size")),
+    frame_rate=FrameRate(24),
     between_blocks=(
         "the last `num_decoder_layers` blocks begin with the tokens as they were before the first block, and have the "
         "video that the others made in the place of the text"

@@ -1,6 +1,15 @@
 """SkyReels-V2, text or image to video, and diffusion forcing."""
 
-from accel.pipelines.facts import AttentionSite, BlockStack, Family, FreeOrder, Guidance, TokenArgument, TokenGrid
+from accel.pipelines.facts import (
+    AttentionSite,
+    BlockStack,
+    Family,
+    FrameRate,
+    FreeOrder,
+    Guidance,
+    TokenArgument,
+    TokenGrid,
+)
 
 _SEPARATE = Guidance(form="separate", order=("cond", "uncond"), named=True)
 
@@ -28,6 +37,7 @@ FAMILY = Family(
     ),
     text="cross",
     grid=TokenGrid("BCTHW", patch=("patch_size.0", "patch_size.1", "patch_size.2")),
+    frame_rate=FrameRate(24),
     free_order=FreeOrder(arguments=(TokenArgument("rotary_emb", axis=1),)),
     modules_to_not_convert=(
         "patch_embedding",

@@ -4,6 +4,7 @@ from accel.pipelines.facts import (
     AttentionSite,
     BlockStack,
     Family,
+    FrameRate,
     FreeOrder,
     Guidance,
     Published,
@@ -44,6 +45,7 @@ FAMILY = Family(
     },
     text="cross",
     grid=TokenGrid("BCTHW", patch=("patch_size.0", "patch_size.1", "patch_size.2")),
+    frame_rate=FrameRate(16, where={"expand_timesteps": 24}),  # 2.2 with 5B parameters has a timestep for each token
     denoisers=("transformer", "transformer_2"),
     between_blocks="VACE adds a hint after each block of `vace_layers`",
     free_order=FreeOrder(

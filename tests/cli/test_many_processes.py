@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,13 @@ def run_in_process(rank: int, world: int, port: int, folder: str, arguments: lis
             return real(pipe, request, arguments)
 
         run.call_once = call_once
+    if "REFUSES" in environment:
+        import accel
+
+        def enable(pipe, config):
+            raise accel.AccelError(environment["REFUSES"])
+
+        accel.enable = enable
     from accel.cli import main
 
     code = main(arguments)
@@ -182,6 +190,34 @@ def test_two_processes_share_the_lines_and_report_as_one(start: Start, tmp_path:
     assert "line 2 failed last time and is tried again: the fan fell off" in out
     assert "4 lines of p.txt in out/: 1 made, 3 there before" in out
     assert set(os.listdir(tmp_path / "out")) >= {LOCK_FILE, f"{NAMES[0]}.mp4", "0002-a-white-disc.mp4"}
+
+
+def test_what_is_refused_is_refused_by_one_with_nothing_left_too(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\na white disc\n")
+    assert start(2, "--preset", "balanced").codes() == [0, 0]
+    (tmp_path / "out" / "0002-a-white-disc.mp4").unlink()
+    assert start(2, "--preset", "balanced", REFUSES="not on this model").codes() == [2, 2]
+    assert (tmp_path / "err0.txt").read_text() == "accel: error: not on this model\n"
+    assert (tmp_path / "err1.txt").read_text() == ""
+    assert start(2, "--preset", "balanced").codes() == [0, 0]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_job(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\na white disc\na blue ring\n")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "accel", *JOB, "--device", "cpu"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 lines into out/, 0 done before, 3 to make, by 2 processes" in done.stdout
+    assert len(complete(tmp_path / "out")) == 3
 
 
 def test_when_one_process_dies_the_other_says_so(start: Start, tmp_path: Path) -> None:

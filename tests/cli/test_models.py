@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from tests.cli.conftest import Accel, listing, sha256, side_file
 Saved = Callable[[str], Path]
 FLUX = ("--prompt", "a fox", "--steps", "4", "--seed", "1", "--height", "44", "--width", "52")
 WAN = ("--prompt", "a fox", "--steps", "4", "--seed", "1", "--height", "48", "--width", "64", "--num-frames", "5")
+SQUARE = ("--prompt", "a fox", "--steps", "3", "--seed", "1", "--height", "64", "--width", "64", "--num-frames", "5")
 # The presets are for more steps.
 DELTA = ("--cache", "delta")
 
@@ -33,11 +36,47 @@ def test_an_image(make: Accel, saved: Saved, tmp_path: Path) -> None:
     assert data["summary"]["runs"][0]["methods"]["delta"]["reused"] > 0
 
 
-@pytest.mark.parametrize("name", ["wan", "wan22", "cogvideox", "hunyuan_video"])
-def test_videos(name: str, make: Accel, saved: Saved) -> None:
+@pytest.mark.parametrize(("name", "rate"), [("wan", 16), ("wan22", 16), ("cogvideox", 8), ("hunyuan_video", 24)])
+def test_videos(name: str, rate: int, make: Accel, saved: Saved) -> None:
     data = make("generate", "-m", saved(name), *WAN, *DELTA, "-o", "a.gif", "--format", "json").json
-    assert (data["output"]["frames"], data["output"]["fps"]) == (5, 16)
+    assert (data["output"]["frames"], data["output"]["fps"]) == (5, rate)
     assert data["summary"]["runs"][0]["methods"]["delta"]["reused"] > 0
+
+
+def test_a_model_that_is_told_the_rate_is_told_what_was_asked(make: Accel, saved: Saved, tmp_path: Path) -> None:
+    call = ("generate", "-m", saved("ltx"), *SQUARE, "--preset", "none")
+    for name, options, rate in (("a", (), 25), ("b", ("--fps", 12), 12)):
+        data = make(*call, *options, "-o", f"{name}.gif", "--format", "json").json
+        assert data["output"]["fps"] == data["call"]["frame_rate"] == rate
+    assert sha256(tmp_path / "a.gif") != sha256(tmp_path / "b.gif")
+    again = make("generate", "--replay", "b.json", "-o", "c.gif", "--format", "json").json
+    assert again["replay"]["same_bits"] and again["output"]["fps"] == 12
+
+
+def test_the_sound_goes_into_the_file_that_can_hold_it(make: Accel, saved: Saved, tmp_path: Path) -> None:
+    call = ("generate", "-m", saved("ltx2"), *SQUARE, "--preset", "none")
+    assert "without its sound" not in make(*call, "-o", "a.mp4").out
+    sound = side_file(tmp_path / "a.mp4")["output"]["sound"]
+    assert sound["kept"] and sound["channels"] == 2 and sound["samples_per_second"] == 16000
+    (stream,) = (line for line in streams(tmp_path / "a.mp4") if "Audio:" in line)
+    assert "aac" in stream and "16000 Hz, stereo" in stream
+    assert "without its sound, which only mp4 holds" in make(*call, "-o", "b.gif").out
+    assert not side_file(tmp_path / "b.gif")["output"]["sound"]["kept"]
+
+
+def streams(path: Path) -> list[str]:
+    """What ffmpeg says of a file."""
+    told = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", path], capture_output=True, text=True)
+    return [line for line in told.stderr.splitlines() if "Stream #" in line]
+
+
+def test_a_negative_prompt_is_read_where_true_guidance_is_the_default(
+    make: Accel, saved: Saved, tmp_path: Path
+) -> None:
+    call = ("generate", "-m", saved("qwenimage"), "--prompt", "a fox", "--steps", 3, "--height", 88, "--width", 104)
+    for word in ("fog", "grey"):
+        make(*call, "--seed", 1, "--preset", "none", "--negative-prompt", word, "-o", f"{word}.png")
+    assert sha256(tmp_path / "fog.png") != sha256(tmp_path / "grey.png")
 
 
 def test_classes(make: Accel, accel: Accel, saved: Saved) -> None:

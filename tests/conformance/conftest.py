@@ -1,7 +1,7 @@
-"""The grid of methods and families; one built pipeline and one plain result per family, shared by all tests.
+"""The grid of methods and families; one built pipeline and one plain result per family, and one accelerated result per
+method and family, shared by all tests of a process.
 
-Each test takes about half of the families, or every one if it is marked so, each with one of the methods in turn: a run
-of the tests meets every method and every family a few times. `--grid=whole` takes every family with every method.
+A run of the tests takes the sample of `tests.conformance.sample`; `--grid=whole` takes every family with every method.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
-from zlib import crc32
 
 import pytest
 import torch
 
+import accel
 from accel.errors import AccelWarning
-from tests.conformance.cases import FAMILIES, METHODS
+from tests.conformance.cases import FAMILIES, METHODS, MethodCase
+from tests.conformance.sample import TESTS, pairs, sample
 from tests.tiny_pipelines import TinyCase
 
 
@@ -24,7 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("record") is not None:
         from tests.conformance.record import Record
 
-        config.pluginmanager.register(Record(config.getoption("record")), "record")
+        worker = getattr(config, "workerinput", {}).get("workerid")
+        config.pluginmanager.register(Record(config.getoption("record"), worker), "record")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,33 +42,31 @@ def _built(name: str) -> tuple[Any, torch.Tensor]:
     return pipe, FAMILIES[name].run(pipe)
 
 
+@cache
+def _accelerated(name: str, method: str) -> torch.Tensor:
+    case, entry = FAMILIES[name], METHODS[method].on(FAMILIES[name].family)
+    assert entry is not None
+    pipe, _ = _built(name)
+    with accel.enable(pipe, **entry.active):
+        return case.run(pipe)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    wanted = {"method", "case"} & set(metafunc.fixturenames)
-    if wanted != {"method", "case"}:
+    if not {"method", "case"} <= set(metafunc.fixturenames):
         return
-    marker = metafunc.definition.get_closest_marker("methods_with")
-    traits = marker.kwargs if marker else {}
-    methods = sorted(name for name, m in METHODS.items() if all(getattr(m, k) == v for k, v in traits.items()))
-    # Names decide what is in the sample, so that a new test or family changes no other.
-    name = metafunc.function.__name__
-    start = crc32(name.encode())
-    pairs = []
-    for place, family in enumerate(sorted(FAMILIES)):
-        there = [case for method in methods if (case := METHODS[method].on(FAMILIES[family].family)) is not None]
-        if metafunc.config.getoption("grid") != "whole":
-            there = [there[(start + place) % len(there)]]
-            if not metafunc.definition.get_closest_marker("every_family") and crc32(f"{name} {family}".encode()) % 2:
-                continue
-        pairs += [(case, FAMILIES[family]) for case in there]
-    metafunc.parametrize(("method", "case"), pairs, ids=[f"{family.name}-{method.name}" for method, family in pairs])
+    test = metafunc.function.__name__
+    cells = pairs(test)
+    if metafunc.config.getoption("grid") != "whole" and test in TESTS:
+        cells = [(method, case) for method, case in cells if (test, method.name, case.name) in sample()]
+    metafunc.parametrize(("method", "case"), cells, ids=[f"{case.name}-{method.name}" for method, case in cells])
 
 
 @pytest.fixture(autouse=True)
 def _without_predictions() -> Iterator[None]:
     """Quantizations say beforehand what is emulated here and what gains no time; tests of theirs ask for it."""
     with warnings.catch_warnings():
-        texts = ("emulated on", "run in INT8 here", "decoded in each product", "no fast instructions", "too few to gain time")
-        for text in texts:
+        products = ("emulated on", "run in INT8 here", "decoded in each product", "no fast instructions")
+        for text in (*products, "too few to gain time"):
             warnings.filterwarnings("ignore", f".*{text}", AccelWarning)
         yield
 
@@ -81,3 +81,9 @@ def pipe(case: TinyCase) -> Any:
 def plain(case: TinyCase) -> torch.Tensor:
     """What the pipeline gives without Accel."""
     return _built(case.name)[1]
+
+
+@pytest.fixture
+def accelerated(method: MethodCase, case: TinyCase, pipe: Any) -> torch.Tensor:
+    """What the pipeline gives with the method on."""
+    return _accelerated(case.name, method.name)

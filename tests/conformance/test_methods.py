@@ -19,7 +19,6 @@ def last_run(session: Any) -> dict[str, Any]:
     return session.summary().to_dict()["runs"][-1]
 
 
-@pytest.mark.every_family
 def test_acts_and_comes_off_without_a_trace(method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor) -> None:
     before = snapshot(pipe)
     with accel.enable(pipe, **method.active) as session:
@@ -52,7 +51,6 @@ def test_second_run_equals_a_fresh_pipeline(method: MethodCase, case: TinyCase, 
     assert torch.equal(used, fresh)
 
 
-@pytest.mark.methods_with(has_identity=True)
 def test_identity_setting_gives_the_plain_bits(
     method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor
 ) -> None:
@@ -62,30 +60,29 @@ def test_identity_setting_gives_the_plain_bits(
     assert not method.acted(last_run(session)["methods"][method.name])
 
 
-@pytest.mark.parametrize("fatal_step", [0, 2, 5])
 def test_exception_in_the_middle_leaves_the_next_run_clean(
-    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor, fatal_step: int
+    method: MethodCase, case: TinyCase, pipe: Any, plain: torch.Tensor, accelerated: torch.Tensor
 ) -> None:
+    """In the first step, and early and late."""
     before = snapshot(pipe)
+    denoisers = [pipe.transformer, *filter(None, [getattr(pipe, "transformer_2", None)])]
     with accel.enable(pipe, **method.active) as session:
-        expected = case.run(pipe)
-        calls = 0
-        fatal_call = fatal_step * sum(case.forwards.values()) // case.call["num_inference_steps"]
+        for fatal_step in (0, 2, 5):
+            left = fatal_step * sum(case.forwards.values()) // case.call["num_inference_steps"]
 
-        def fail(*_: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == fatal_call + 1:
-                raise RuntimeError("stopped by the test")
+            def fail(*_: Any) -> None:
+                nonlocal left
+                if left == 0:
+                    raise RuntimeError("stopped by the test")
+                left -= 1
 
-        denoisers = [pipe.transformer, *filter(None, [getattr(pipe, "transformer_2", None)])]
-        handles = [denoiser.register_forward_pre_hook(fail) for denoiser in denoisers]
-        with pytest.raises(RuntimeError, match="stopped by the test"):
-            case.run(pipe, seed=9)
-        for handle in handles:
-            handle.remove()
-        assert last_run(session)["state"] == "broken off"
-        assert torch.equal(case.run(pipe), expected)
+            handles = [denoiser.register_forward_pre_hook(fail) for denoiser in denoisers]
+            with pytest.raises(RuntimeError, match="stopped by the test"):
+                case.run(pipe, seed=9)
+            for handle in handles:
+                handle.remove()
+            assert last_run(session)["state"] == "broken off"
+            assert torch.equal(case.run(pipe), accelerated), f"after step {fatal_step}"
     assert snapshot(pipe) == before
     assert torch.equal(case.run(pipe), plain)
 
@@ -124,7 +121,6 @@ def _matching_inputs(case: TinyCase, height: int) -> dict[str, Any]:
     return {name: case.call[name][..., :height, :] for name in ("image", "video", "control_image") if name in case.call}
 
 
-@pytest.mark.methods_with(exact_on_equal_inputs=True)
 def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyCase, pipe: Any) -> None:
     """On a step that reuses, too, and where the parent adds hints or residuals between the blocks.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import accel
+from accel.pipelines.sites import inspect_pipeline
 from tests.conformance.cases import MethodCase
 from tests.conformance.test_methods import last_run
 from tests.tiny_pipelines import TinyCase, add_lora
@@ -26,29 +27,29 @@ def acted(session: Any, method: MethodCase) -> bool:
     return method.acted(last_run(session)["methods"][method.name])
 
 
-def test_model_offload(method: MethodCase, case: TinyCase, plain: torch.Tensor) -> None:
+def assert_near(method: MethodCase, result: torch.Tensor, plain: torch.Tensor) -> None:
+    assert 0 < (result - plain).norm() < method.error * plain.norm()
+
+
+def test_model_offload(method: MethodCase, case: TinyCase, plain: torch.Tensor, accelerated: torch.Tensor) -> None:
     pipe = case.build()
     if pipe.model_cpu_offload_seq is None:
         pytest.skip("diffusers has no model offload for this pipeline")
-    with accel.enable(pipe, **method.active):
-        expected = case.run(pipe)
     pipe.enable_model_cpu_offload(device="cpu")
     with accel.enable(pipe, **method.active) as session:
-        assert torch.equal(case.run(pipe), expected)
+        assert torch.equal(case.run(pipe), accelerated)
     assert acted(session, method)
     assert torch.equal(case.run(pipe), plain)
 
 
-def test_group_offload(method: MethodCase, case: TinyCase, plain: torch.Tensor) -> None:
+def test_group_offload(method: MethodCase, case: TinyCase, plain: torch.Tensor, accelerated: torch.Tensor) -> None:
     pipe = case.build()
     if not all(part._supports_group_offloading for part in denoisers(pipe)):
         pytest.skip("diffusers has no group offload for this transformer")
-    with accel.enable(pipe, **method.active):
-        expected = case.run(pipe)
     for part in denoisers(pipe):
         part.enable_group_offload(onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
     with accel.enable(pipe, **method.active) as session:
-        assert torch.equal(case.run(pipe), expected)
+        assert torch.equal(case.run(pipe), accelerated)
     assert acted(session, method)
     assert torch.equal(case.run(pipe), plain)
 
@@ -61,7 +62,10 @@ def test_lora(method: MethodCase, case: TinyCase, plain: torch.Tensor) -> None:
     with_lora = case.run(pipe)
     assert not torch.equal(with_lora, plain)
     with accel.enable(pipe, **method.active) as session:
-        assert not torch.equal(case.run(pipe), with_lora)
+        result = case.run(pipe)
+        assert acted(session, method)
+        assert torch.equal(case.run(pipe), result), "the second run differs from the first"
+    assert_near(method, result, with_lora)
     assert acted(session, method)
     assert torch.equal(case.run(pipe), with_lora)
     for part in denoisers(pipe):
@@ -69,12 +73,10 @@ def test_lora(method: MethodCase, case: TinyCase, plain: torch.Tensor) -> None:
     assert torch.equal(case.run(pipe), plain)
 
 
-def test_compiled_repeated_blocks(method: MethodCase, case: TinyCase) -> None:
+def test_compiled_repeated_blocks(method: MethodCase, case: TinyCase, accelerated: torch.Tensor) -> None:
     pipe = case.build()
     if not all(getattr(part, "_repeated_blocks", None) for part in denoisers(pipe)):
         pytest.skip("diffusers names no repeated blocks of this transformer")
-    with accel.enable(pipe, **method.active):
-        eager = case.run(pipe)
     torch._dynamo.reset()
     for part in denoisers(pipe):
         part.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
@@ -84,4 +86,36 @@ def test_compiled_repeated_blocks(method: MethodCase, case: TinyCase) -> None:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "the blocks ran compiled"
         assert not torch._dynamo.utils.counters["graph_break"]
     assert acted(session, method)
-    torch.testing.assert_close(result, eager, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result, accelerated, rtol=1e-4, atol=1e-4)
+
+
+def test_the_other_form_of_guidance(method: MethodCase, case: TinyCase, pipe: Any) -> None:
+    """One branch where the usual call has two, two where the pipeline's guidance is distilled."""
+    if case.other_guidance is None:
+        pytest.skip("this pipeline has one form of guidance alone")
+    facts = inspect_pipeline(pipe)
+    form, order = facts.guidance.form, facts.guidance.order
+    # Pipelines that call once for both branches call that one, whatever it holds.
+    one = {"cond_uncond"} if form == "batched" else {name for name in order if "uncond" not in name}
+    samples = 0
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal samples
+        (denoiser,) = (each for each in facts.denoisers if each.module is module)
+        samples += len(denoiser.argument("hidden_states", args, kwargs))
+
+    counting = [each.module.register_forward_pre_hook(count, with_kwargs=True) for each in facts.denoisers]
+    plain = case.run(pipe, **case.other_guidance)
+    for handle in counting:
+        handle.remove()
+    assert samples == case.steps * (2 if form == "distilled" else 1) + case.filling
+    with accel.enable(pipe, **method.active) as session:
+        result = case.run(pipe, **case.other_guidance)
+        assert set(last_run(session)["branches"]) == (set(order) if form == "distilled" else one)
+        assert acted(session, method)
+        assert torch.equal(case.run(pipe, **case.other_guidance), result), "the second run differs from the first"
+    assert_near(method, result, plain)
+    if method.identity is not None:
+        with accel.enable(pipe, **method.identity):
+            assert torch.equal(case.run(pipe, **case.other_guidance), plain)
+    assert torch.equal(case.run(pipe, **case.other_guidance), plain)

@@ -15,7 +15,7 @@ from tests.conformance.cases import MethodCase
 from tests.conformance.test_whole_grid import acted, denoisers
 from tests.tiny_pipelines import TinyCase, add_lora
 
-pytestmark = [pytest.mark.whole_grid, pytest.mark.methods_with(quantizes=True)]
+pytestmark = pytest.mark.whole_grid
 
 
 def test_lora_loaded_while_enabled(method: MethodCase, case: TinyCase, plain: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accel.pipelines.sizes import SizeRule, size_rule
+from accel.pipelines.sizes import SizeRule, frame_rate, size_rule
 from tests.tiny.unknown import stable_diffusion
 from tests.tiny_pipelines import TINY
 
@@ -24,4 +24,13 @@ def test_rules(name: str, rule: SizeRule) -> None:
 
 
 def test_an_unknown_family_has_no_rule() -> None:
-    assert size_rule(stable_diffusion()) is None
+    pipe = stable_diffusion()
+    assert size_rule(pipe) is None and frame_rate(pipe) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("wan", 16), ("wan22_ti2v", 24), ("cogvideox", 8), ("cogvideox15_i2v", 16), ("mochi", 30), ("flux", None)],
+)
+def test_rates_of_the_published_weights(name: str, rate: float | None) -> None:
+    assert frame_rate(TINY[name].build()) == rate

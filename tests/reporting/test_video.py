@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from accel.reporting.contact_sheet import comparison_sheet, film_sheet
+from accel.reporting.sound import Sound
 from accel.reporting.video import encode, to_bytes
 
 
@@ -58,6 +60,24 @@ def test_equal_frames_give_equal_bytes(suffix: str, tmp_path: Path) -> None:
     for name in "ab":
         written(film(), tmp_path / f"{name}{suffix}")
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_the_sound_of_an_mp4_comes_back(tmp_path: Path) -> None:
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(24000) / 24000, dtype=np.float32)
+    sound = Sound(np.stack([tone, np.zeros_like(tone)]), 24000)
+    for name in ("a.mp4", "b.mp4"):
+        writer, remark = encode(film(frames=8), ".mp4", 8, sound)
+        assert remark == ""
+        writer(tmp_path / name)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert len(decoded(tmp_path / "a.mp4")[0]) == 8
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    decode = [program, "-loglevel", "error", "-i", tmp_path / "a.mp4", "-vn", "-f", "f32le", "-"]
+    back = np.frombuffer(subprocess.run(decode, capture_output=True, check=True).stdout, "<f4").reshape(-1, 2)
+    assert 24000 <= len(back) < 25200
+    spectrum = np.abs(np.fft.rfft(back[:24000, 0]))
+    assert spectrum.argmax() == 440 and abs(back[2000:20000, 0]).max() == pytest.approx(0.5, abs=0.02)
+    assert abs(back[:, 1]).max() < 0.01
 
 
 def test_gif(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ PROMPTED = {
 VIDEO = {**PROMPTED, "height": 48, "width": 64, "num_frames": 5}
 GUIDED_VIDEO = {**VIDEO, "negative_prompt": "blurred", "guidance_scale": 5.0}
 FROM_VIDEO = {name: value for name, value in GUIDED_VIDEO.items() if name != "num_frames"}
+# For pipelines whose guidance is distilled.
+TRUE_GUIDANCE = {"true_cfg_scale": 3.0, "negative_prompt": "blurred"}
 # With an image encoder, Wan's attention to text takes what stands before the last 512 tokens for the picture; a few
 # letters would not matter in so much padding.
 LONG_TEXT = {"prompt": 16 * "a red fox, ", "negative_prompt": 16 * "blurred, ", "max_sequence_length": 512}

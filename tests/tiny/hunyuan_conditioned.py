@@ -9,7 +9,7 @@ from diffusers import (
 )
 
 from tests.tiny import text
-from tests.tiny.calls import STEPS, VIDEO, noise
+from tests.tiny.calls import STEPS, TRUE_GUIDANCE, VIDEO, noise
 from tests.tiny.video import CHANNELS, HUNYUAN_SHAPE, TEXT_WIDTH, hunyuan_autoencoder
 from tests.tiny.vision import HEADER_END, IMAGE, IMAGE_TOKENS, clip_image_processor, llava_encoder, llava_tokenizer
 from tests.tiny.weights import tiny
@@ -68,7 +68,13 @@ _SHARED: dict[str, Any] = {
 }
 
 CASES: tuple[dict[str, Any], ...] = (
-    {**_SHARED, "name": "hunyuan_video_i2v", "build": hunyuan_video_i2v, "call": _call(kept_image_tokens=1)},
+    {
+        **_SHARED,
+        "name": "hunyuan_video_i2v",
+        "build": hunyuan_video_i2v,
+        "call": _call(kept_image_tokens=1),
+        "other_guidance": TRUE_GUIDANCE,
+    },
 )
 
 KIN: tuple[dict[str, Any], ...] = (
@@ -76,7 +82,8 @@ KIN: tuple[dict[str, Any], ...] = (
         **_SHARED,
         "name": "hunyuan_video_i2v_concat",
         "build": hunyuan_video_i2v_concat,
-        "call": {**_call(kept_image_tokens=2), "true_cfg_scale": 3.0, "negative_prompt": "blurred"},
+        "call": {**_call(kept_image_tokens=2), **TRUE_GUIDANCE},
         "forwards": {"transformer": 2 * STEPS},
+        "other_guidance": {"true_cfg_scale": 1.0},
     },
 )

@@ -133,6 +133,8 @@ _SHARED: dict[str, Any] = {
     "tokens": 512,
     "text_tokens": 0,
     "smaller": 32,
+    # That of the sound is another.
+    "other_guidance": {"guidance_scale": 1.0, "audio_guidance_scale": 1.0},
 }
 _CALL = {
     **GUIDED_VIDEO,

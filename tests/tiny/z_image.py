@@ -56,5 +56,7 @@ CASES: tuple[dict[str, Any], ...] = (
         "tokens": 572,
         "text_tokens": 4 + 32,
         "joined": ("layers",),
+        # At 1 it calls for both branches and uses one.
+        "other_guidance": {"guidance_scale": 0.0},
     },
 )

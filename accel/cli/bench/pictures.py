@@ -17,7 +17,7 @@ from accel.measure.verdict import fault
 from accel.pipelines import demo
 from accel.reporting.side_by_side import Film, film_of_films, sheet_with_differences
 
-# Of a video whose model does not say; chosen by us, as for `accel generate`.
+# Of a video of another model than the demo; chosen by us.
 _FPS = 16
 
 

@@ -157,7 +157,8 @@ class _Worker:
             else:
                 item.error.unlink(missing_ok=True)
                 self._outcomes.append(Outcome(item.number, "there before"))
-        if not left:
+        # With lines left for another process, what is refused here is refused by all processes alike.
+        if not left and all(each.standing is Standing.DONE for each in found.values()):
             return self._outcomes
         self._job.folder.mkdir(parents=True, exist_ok=True)
         claims = Claims(self._job.folder)
@@ -224,10 +225,12 @@ class _Worker:
         asked = replace(item.request, dtype=ready.request.dtype, device=device)
         timed = call_once(ready.pipe, asked, call.call_arguments(ready.pipe, asked))
         frames = call.frames_of(timed.output)
-        done = Done(frames, timed.seconds, timed.loop_seconds, session.summary() if session is not None else None)
+        sound = call.sound_of(ready.pipe, timed.output)
+        summary = session.summary() if session is not None else None
+        done = Done(frames, sound, timed.seconds, timed.loop_seconds, summary)
         data = recorded.describe(replace(ready, request=asked), done, item.media, None)
         data["job"] = {"prompts": self._todo.file.name, "line": item.number, "asked": dict(item.asked)}
-        media, _ = encode(frames, item.media.suffix.lower(), data["output"]["fps"] or 1)
+        media, _ = encode(frames, item.media.suffix.lower(), data["output"]["fps"] or 1, sound)
         write_together({item.side: text_writer(side_file.to_json(data)), item.media: media}, overwrite=replacing)
 
     def _fail(self, item: Item, error: Exception) -> None:
