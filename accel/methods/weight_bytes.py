@@ -6,14 +6,13 @@ from typing import Literal
 
 from accel.kernels.forms import Form
 from accel.kernels.nvfp4 import GROUP
+from accel.kernels.nvfp4_linear.cpu import PIECE
 from accel.kernels.quantized_linear import Activation
 
 WeightFormat = Literal["int8", "nvfp4"]
 
 # The power of two that NVFP4 activations are scaled by.
 _ACTIVATION_SCALE = 4
-# Numbers that `accel.kernels.nvfp4_linear` decodes at a time on a CPU.
-_PIECE = 1 << 18
 
 
 def stored_bytes(weight: WeightFormat, outputs: int, channels: int) -> int:
@@ -45,5 +44,5 @@ def scratch_bytes(
     if weight == "int8":
         return numbers * (4 + max(4, itemsize))
     if form == "cpu":
-        return 4 * channels * min(outputs, 2 * max(_PIECE // channels, 1))
+        return 4 * channels * min(outputs, 2 * max(PIECE // channels, 1))
     return 12 * numbers if form == "reference" else 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from accel.kernels.nvfp4.cpu import dequantize_nvfp4, rounded
 
 # Numbers of a piece of decoded weights.
-_PIECE = 1 << 18
+PIECE = 1 << 18
 
 
 def nvfp4_linear(
@@ -46,7 +46,7 @@ def nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: 
 def _product(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
     outputs = codes.shape[0]
     result = torch.empty((x.shape[0], outputs), dtype=torch.float32)
-    step = max(_PIECE // max(x.shape[1], 1), 1)
+    step = max(PIECE // max(x.shape[1], 1), 1)
     for start in range(0, outputs, step):
         piece = slice(start, start + step)
         weight = dequantize_nvfp4(codes[piece], scales[piece], tensor_scale, torch.float32)
