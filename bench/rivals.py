@@ -26,7 +26,7 @@ OTHERS: dict[str, dict[int, list[dict[str, Any]]]] = {
         ],
     },
     "magcache": {
-        24: [{"threshold": 0.01, "retention_ratio": 0.1}, {"threshold": 0.03, "retention_ratio": 0.1}],
+        24: [{"threshold": 0.03, "retention_ratio": 0.1}],
         50: [{"threshold": 0.015, "retention_ratio": 0.1}],
     },
     "taylorseer": {
