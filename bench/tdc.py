@@ -2,8 +2,8 @@
 
 python -m bench.tdc [--prompts 8] [--steps 24 50] [--size standard] [--frames 17] [--rows tdc dbcache] [--write]
 
-The temporal delta cache and the delta cache leave block calls out; FlashBlock leaves out attention within them, alone and
-beside AdaSpa. Density is that of the attention calls that were computed.
+The temporal delta cache and the delta cache leave block calls out; FlashBlock leaves out attention within them, alone
+and beside AdaSpa. Density is that of the attention calls that were computed.
 
 The plain pipeline with fewer steps makes about as many block calls as the settings beside it: what a cache has to beat.
 There are fewer settings for 50 steps, since a clip takes twice as long there.

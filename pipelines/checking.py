@@ -61,19 +61,21 @@ def check_marks(pipe: Any, family: Family) -> None:
 def check_arguments(module: nn.Module, family: Family) -> None:
     """Raises `AccelError` where the facts name an argument of the denoiser or a field of its config that is not there.
 
-    An argument that no call gives is told as None, so that another name would be one that is never given.
+    An argument that no call gives is told as None, so that another name would be one that is never given. A forward
+    that takes arguments of any name, as one that others put into its place may, tells nothing of them.
     """
     grid, free = family.grid, family.free_order
     wanted = [family.named.get(name, name) for name in ("hidden_states", "timestep")]
     wanted += [name for name in (grid.ids, grid.shapes, *(grid.sizes or ())) if name is not None]
     wanted += [name for guidance in family.pipelines.values() for name in guidance.told_by]
     wanted += [] if family.chunks is None else [family.chunks.argument]
-    given = parameters_of(type(module))
-    _require(type(module).__name__, wanted, given, family)
-    # These one of the family's transformers may have alone.
-    classes = [getattr(diffusers, name) for name in family.transformers if hasattr(diffusers, name)]
-    anywhere = [*given, *(name for other in classes for name in parameters_of(other))]
-    _require(" or ".join(family.transformers), () if free is None else free.unless_given, anywhere, family)
+    if not _takes_any_name(type(module)):
+        given = parameters_of(type(module))
+        _require(type(module).__name__, wanted, given, family)
+        # These one of the family's transformers may have alone.
+        classes = [getattr(diffusers, name) for name in family.transformers if hasattr(diffusers, name)]
+        anywhere = [*given, *(name for other in classes for name in parameters_of(other))]
+        _require(" or ".join(family.transformers), () if free is None else free.unless_given, anywhere, family)
     for field in filter(None, grid.patch):
         try:
             found = config_value(module.config, field)
@@ -110,6 +112,11 @@ def check_block_arguments(sites: Sequence[BlockSite], family: Family) -> None:
         # One kind of block may have another name for what goes with its tokens than the next.
         if not set(brought) & set(site.parameters):
             _require(where, brought, site.parameters, family)
+
+
+def _takes_any_name(module: type) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()  # type: ignore[attr-defined]
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _require(where: str, wanted: Iterable[str], found: Iterable[str], family: Family) -> None:

@@ -16,7 +16,7 @@ import torch
 from accel.kernels import selection
 from accel.measure.ceilings import Ceilings
 from accel.measure.timing import Timing
-from bench.gpu_suite.pipelines import WAN_SIZES
+from bench.gpu_suite.models import MODELS
 from bench.kernels import __main__ as command
 from bench.kernels import measuring
 from bench.kernels.cases import Place, Trial, Variant, Work
@@ -73,7 +73,8 @@ def test_sizes_are_those_of_the_published_configurations() -> None:
     names = ("num_attention_heads", "attention_head_dim", "ffn_dim")
     wan = defaults(diffusers.WanTransformer3DModel.__init__)
     assert shape("wan-14b-720p") == shape("wan-14b-480p") == tuple(wan[name] for name in names)
-    assert shape("wan-1.3b-480p") == shape("wan-1.3b-small") == tuple(WAN_SIZES[name] for name in names)
+    small = {**wan, **MODELS["wan-1.3b-480p"].sizes}
+    assert shape("wan-1.3b-480p") == shape("wan-1.3b-small") == tuple(small[name] for name in names)
     demo = json.loads((ROOT / "pipelines/demo/weights/transformer/config.json").read_text())
     assert shape("demo") == tuple(demo[name] for name in names)
     for size, model, pipeline in (

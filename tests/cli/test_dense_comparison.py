@@ -16,7 +16,7 @@ for number, frame in enumerate(MOVING):
 
 
 def told(frames, plain=MOVING, loop=2.0):
-    comparison = compare(Done(frames, 2.0, loop, None), Done(plain, 4.0, 3.0, None), REQUEST)
+    comparison = compare(Done(frames, None, 2.0, loop, None), Done(plain, None, 4.0, 3.0, None), REQUEST)
     return comparison, lines(comparison)[-1]
 
 

@@ -62,7 +62,7 @@ def test_bench_starts_from_an_image_with_loras_and_offloading(
     data = make(
         *("bench", "-m", saved("flux_img2img"), *SMALL, "--image", "start.png", "--lora", f"{lora}=0.5"),
         *("--cpu-offload", "group", "--device", "cpu", "-s", "plain", "--no-fewer-steps", "-o", "found"),
-        *("--format", "json"),
+        *("--repeats", "1", "--format", "json"),
     ).json
     options = data["identity"]["options"]
     assert options["image"]["name"] == str(start / "start.png") and options["cpu_offload"] == "group"

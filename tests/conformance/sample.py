@@ -1,7 +1,7 @@
 """Which tests of the grid there are, and what of it a run without `--grid=whole` takes.
 
-The sample is pairwise: every test meets every pipeline, every test every method that it is for, and every method every
-family that does not refuse it.
+The sample is pairwise: every test meets every family, on each of its pipelines in turn, every test every method that it
+is for, and every method every family that does not refuse it.
 """
 
 from __future__ import annotations
@@ -62,22 +62,19 @@ def sample() -> frozenset[tuple[str, str, str]]:
     there = {
         test: {case.name: [m.name for m, c in pairs(test) if c is case] for case in FAMILIES.values()} for test in tests
     }
-    families: set[tuple[str, str]] = set()
+    families: dict[str, list[str]] = {}
     for case in FAMILIES.values():
+        families.setdefault(case.family, []).append(case.name)
+    for names in families.values():
         taken: set[str] = set()
-        for test in tests:
+        for number, test in enumerate(tests):
+            name = names[number % len(names)]
             # First what the test has never met, then what the family has not, then what the test has met least.
-            method = min(
-                there[test][case.name],
-                key=lambda name: (met[test, name] > 0, name in taken, (name, case.family) in families, met[test, name]),
-            )
+            method = min(there[test][name], key=lambda each: (met[test, each] > 0, each in taken, met[test, each]))
             taken.add(method)
-            families.add((method, case.family))
             met[test, method] += 1
-            found.append((test, method, case.name))
-    first = next(iter(TESTS))
-    for method, case in pairs(first):
-        if (method.name, case.family) not in families:
-            families.add((method.name, case.family))
-            found.append((first, method.name, case.name))
+            found.append((test, method, name))
+        first = next(iter(TESTS))
+        # The family's methods that no test has met yet.
+        found += [(first, method, names[0]) for method in there[first][names[0]] if method not in taken]
     return frozenset(found)

@@ -152,7 +152,7 @@ def test_identical_inputs_give_identical_outputs(method: MethodCase, case: TinyC
             def collect(module: Any, args: Any, output: Any, name: str = denoiser.name) -> None:
                 now = session._clock.now
                 if now is not None:  # A chunk that is done is kept, which is no step.
-                    (result, *_) = output
+                    result = output[0]  # A mapping has its keys in turn, and its values by number.
                     whole = torch.stack(result) if isinstance(result, list) else result
                     outputs.setdefault((name, now.branch, now.chunk), []).append(whole)
 
