@@ -41,7 +41,7 @@ def small_tiles(monkeypatch):
     for product in TILES:
         sizes = (128, 128, 64) if product == "nvfp4 native" else (16, 16, 32)
         monkeypatch.setitem(TILES, product, {80: Tile(*sizes, together=2)})
-    monkeypatch.setattr(importlib.import_module("accel.kernels.nvfp4_linear.cpu"), "_PIECE", 200)
+    monkeypatch.setattr(importlib.import_module("accel.kernels.nvfp4_linear.cpu"), "PIECE", 200)
 
 
 def close(made, expected, dtype):
