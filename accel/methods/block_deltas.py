@@ -191,8 +191,7 @@ class BlockDeltas:
     @property
     def branches(self) -> int:
         """Guidance branches that have changes of their own: as many as are to be expected, or as were seen."""
-        guidance = self._context.facts.guidance
-        expected = (len(guidance.order) if guidance.form == "separate" else 1) + len(guidance.further)
+        expected = self._context.clock.branches + len(self._context.facts.guidance.further)
         return max(expected, len(self._state.values()))
 
     def bytes_of(self, streams: Streams) -> int:
@@ -239,7 +238,7 @@ class BlockDeltas:
         return self._computed(site, moment, output)
 
     def _named(self) -> record_function:
-        """A range in torch's profiler; without one it is nothing to speak of."""
+        """A range in torch's profiler; without one, some ten microseconds."""
         return record_function(f"accel.cache {self._name}")
 
     def _computed(self, site: BlockSite, moment: Moment, output: Any) -> Any:

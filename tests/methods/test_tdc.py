@@ -276,6 +276,20 @@ def test_the_memory_limit_holds_where_a_unit_has_several_changes(limit: float | 
         torch.testing.assert_close(output, outputs[0, branch], rtol=1e-12, atol=1e-12)
 
 
+def test_the_memory_limit_is_for_one_branch_in_a_run_without_guidance() -> None:
+    """A unit is 640 bytes then: four fit, where two would for two branches."""
+    pipe = ToyPipeline(ToyDenoiser([lambda hidden: hidden + 1.0] * 4))
+    pipe.do_classifier_free_guidance = False  # type: ignore[attr-defined]
+    config = TemporalDeltaCacheConfig(units="blocks", memory_limit=2.6e-6, threshold=0.5)
+    session = Session(pipe, toy_facts(pipe), AccelConfig(cache=config))
+    session.install()
+    with session:
+        pipe(straight, branches=["cond"])
+    record = session.summary().to_dict()["runs"][0]
+    assert record["methods"]["tdc"]["units"] == 4 and record["methods"]["tdc"]["held_bytes"] == 4 * 640
+    assert not record["notes"]
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["asked-for", "from-the-middle-on"])
 def test_the_memory_limit_counts_the_branches_that_are_seen(late: bool) -> None:
     """True guidance on a model that is distilled, and a branch that comes later: one branch is expected, two come."""
