@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -91,15 +92,18 @@ class Study:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures; errors are means over the prompts, by step a list of the layers."""
+        """All figures; errors are means over the prompts, by step a list of the layers. A correlation of what never
+        changes is None."""
         actual = self.errors(ACTIVATIONS)[:, 1:]
         within = correlations(self.before(), actual)
         return {
             "steps": self.steps,
             "layers": [layer.path for layer in self.layers],
             "errors": {name: _rounded(self.errors(name).mean(0)) for name in (*PRODUCTS, ACTIVATIONS)},
-            "correlation_by_layer": _rounded(within),
-            "correlation": {name: round(correlation(each, actual), 4) for name, each in self.predictors().items()},
+            "correlation_by_layer": [_finite(each) for each in _rounded(within)],
+            "correlation": {
+                name: _finite(round(correlation(each, actual), 4)) for name, each in self.predictors().items()
+            },
             "criteria": {
                 str(bits): {name: {k: round(v, 5) for k, v in asdict(judged).items()} for name, judged in each.items()}
                 for bits, each in ((bits, self.judged(bits)) for bits in BITS)
@@ -153,8 +157,7 @@ def markdown(figures: dict[str, Any]) -> list[str]:
         *(f"| {name} | {_number(each)} |" for name, each in figures["correlation"].items()),
         "",
     ]
-    within = torch.tensor(figures["correlation_by_layer"])
-    within = within[within.isfinite()]
+    within = torch.tensor([each for each in figures["correlation_by_layer"] if each is not None])
     if len(within):
         text.append(
             f"Within a layer, the change of its block has a correlation of {within.mean():.2f} in the mean, "
@@ -199,8 +202,13 @@ def _kind(name: str) -> str:
     return name.split(".", 2)[-1]
 
 
-def _number(value: float) -> str:
-    return "–" if value != value else f"{value:.3f}"
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _finite(value: float) -> float | None:
+    # JSON has no NaN.
+    return value if math.isfinite(value) else None
 
 
 def _rounded(values: Tensor) -> Any:

@@ -49,19 +49,18 @@ def caches() -> list[str]:
     columns = ("steps", "setting", "speed", "block calls", "PSNR (least)", "SSIM", "shows its prompt", "motion", "held")
     found = [columns]
     steps = 0
-    for row in _read("cpu/tdc.json")["rows"]:
-        if _plain(row):
-            steps = row["steps"]
-        held = f"{row['held_mb']:.1f} MB"
-        found.append((str(steps), *_in_columns(row), f"{row['motion']:.2f}", held))
+    for name in ("tdc", "tdc_50_steps"):
+        for row in _read(f"cpu/{name}.json")["rows"]:
+            if _plain(row):
+                steps = row["steps"]
+            held = f"{row['held_mb']:.1f} MB"
+            found.append((str(steps), *_in_columns(row), _shown(row["motion"], "{:.2f}"), held))
     return _table(found)
 
 
 def reuse() -> list[str]:
     """Of the settings of `bench.tdc` for 24 steps, those at 1.6 times the speed or more, the nearest to plain first."""
-    rows = _read("cpu/tdc.json")["rows"]
-    ends = [at for at, row in enumerate(rows) if _plain(row)][1:]
-    first, *others = rows[: ends[0] if ends else None]
+    first, *others = _read("cpu/tdc.json")["rows"]
     fast = [row for row in others if (row["loop_speed_up"] or 0.0) >= 1.6]
     fast.sort(key=lambda row: -statistics.mean(row["psnr_db"]))
     return _table(
@@ -112,10 +111,9 @@ def _read(name: str) -> Any:
 
 def _in_a_cell(row: dict[str, Any]) -> str:
     decibels, similarity = (statistics.mean(v for v in row[key] if v is not None) for key in ("psnr_db", "ssim"))
-    shown, speed = row["prompt_accuracy"]["all"], row["loop_speed_up"]
     # Where the clips are no results, no speed-up is said.
-    times = "–" if speed is None else f"{speed:.2f}×"
-    return f"{decibels:.1f} dB, {similarity:.3f}, {shown:.2f}, {times}"
+    shown, times = _accuracy(row), _shown(row["loop_speed_up"], "{:.2f}×")
+    return f"{decibels:.1f} dB, {similarity:.3f}, {shown}, {times}"
 
 
 def _plain(row: dict[str, Any]) -> bool:
@@ -127,12 +125,20 @@ def _in_columns(row: dict[str, Any]) -> tuple[str, ...]:
     names = {f"tdc, threshold {config['cache'][0]['threshold']:g}": name for name, config in PRESETS.items()}
     name = row["setting"]
     named = f"{name} (`{names[name]}`)" if name in names else name
-    speed = "-" if row["loop_speed_up"] is None else f"{row['loop_speed_up']:.2f}×"
-    shown = f"{row['prompt_accuracy']['all']:.2f}"
-    if _plain(row):
-        return named, speed, f"{row['block_calls']:.0%}", "-", "-", shown
+    speed = "failed" if row["errors"] else _shown(row["loop_speed_up"], "{:.2f}×")
+    calls, shown = _shown(row["block_calls"], "{:.0%}"), _accuracy(row)
+    if not row["psnr_db"] or _plain(row):
+        return named, speed, calls, "-", "-", shown
     decibels = f"{statistics.mean(row['psnr_db']):.1f} ({min(row['psnr_db']):.1f}) dB"
-    return named, speed, f"{row['block_calls']:.0%}", decibels, f"{statistics.mean(row['ssim']):.3f}", shown
+    return named, speed, calls, decibels, f"{statistics.mean(row['ssim']):.3f}", shown
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    return _shown(row["prompt_accuracy"].get("all"), "{:.2f}")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,13 @@ import torch
 
 import accel
 from accel.config import AccelConfig
+from accel.measure.confidence import LEAST_BY_SIGNS, interval
 from accel.measure.timing import interleaved, machine
 from accel.pipelines.demo import WEIGHTS
 from accel.pipelines.loading import weights_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red circle moving left on a black background"
-# The fewest whose least and largest have the median between them with 95 % confidence: 1 - 2 / 2⁶ is 97 %.
-LEAST_PAIRS = 6
 SETTINGS: dict[str, AccelConfig | None] = {
     "plain": None,
     "enabled, no method": AccelConfig(),
@@ -47,8 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="write the table to bench/results")
     options = parser.parse_args()
-    if options.pairs < LEAST_PAIRS:
-        parser.error(f"--pairs {options.pairs} is too few for an interval; the nearest that works is {LEAST_PAIRS}")
+    if options.pairs < LEAST_BY_SIGNS:
+        parser.error(f"--pairs {options.pairs} is too few for an interval; the nearest that works is {LEAST_BY_SIGNS}")
     torch.set_num_threads(1)
     pipe: Any = accel.load_pipeline("demo", size=options.size)
     pipe.set_progress_bar_config(disable=True)
@@ -77,7 +74,7 @@ def main() -> None:
     rows = []
     for name, timing in timings.items():
         ratios = [own / base for own, base in zip(timing.seconds, plain.seconds, strict=True)]
-        low, high = median_interval(ratios)
+        low, high = interval(ratios)
         row = {"setting": name, "seconds": timing.median, "share": statistics.median(ratios) - 1}
         rows.append({**row, "least": low - 1, "most": high - 1})
     settings = {
@@ -92,27 +89,6 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recorder.md").write_text(text)
         (folder / "recorder.json").write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where the median of what the values are drawn from lies with a confidence of 95 % or more.
-
-    By the sign test: the k-th least and the k-th largest value, with the largest k of which a fair coin, thrown once
-    for each value, shows fewer than k heads with a probability of at most 2.5 %. Nothing is assumed of the values but
-    that they are drawn independently.
-
-    Raises:
-        ValueError: fewer than `LEAST_PAIRS` values, of which not even the least and the largest are far enough apart.
-    """
-    count = len(values)
-    if count < LEAST_PAIRS:
-        raise ValueError(f"{count} values tell no interval of 95 %; it takes {LEAST_PAIRS}")
-    rank, below = 0, 1
-    while below <= 0.025 * 2**count:
-        rank += 1
-        below += math.comb(count, rank)
-    ordered = sorted(values)
-    return ordered[rank - 1], ordered[count - rank]
 
 
 def _markdown(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:

@@ -35,19 +35,29 @@ def lines_of(
     "block_calls" (as a share of the baseline's), "quality" (of each figure its mean, median, least and most over the
     clips), "missing" (why no clip has a figure, by its name), "same_bits" (clips with the baseline's bits),
     "prompt_accuracy", "speed_up" and "loop_speed_up" (None where nothing may be said), "unsaid" (why), "warnings",
-    "library" of a rival with its version, and "left_behind".
+    "library" of a rival with its version, "left_behind", and "fewer_steps" (the plain row with fewer steps that it has
+    to beat, by "setting", and how many times as fast it is as that, "speed_up" with the same keys as above; else None).
     """
     found = {one.fingerprint: list(cells(one)) for one in (baseline, *settings)}
     ordered = [baseline, *(one for one in settings if one.fingerprint != baseline.fingerprint)]
     reference = [cell for cell in found[baseline.fingerprint] if cell.error is None]
-    return [_line(one, one is baseline, found[one.fingerprint], reference, least_psnr) for one in ordered]
+    lines = [_line(one, one is baseline, found[one.fingerprint], reference, least_psnr) for one in ordered]
+    runs = {one.name: [cell for cell in found[one.fingerprint] if cell.place.batch == 1] for one in ordered}
+    for line in lines:
+        line["fewer_steps"] = None
+        other = _rival_of_fewer_steps(lines, line)
+        if other is not None:
+            said = _said(speed_up_of(runs[line["setting"]], runs[other["setting"]], "total"))
+            line["fewer_steps"] = {"setting": other["setting"], "speed_up": said}
+    return lines
 
 
 def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: list[Cell], least_psnr: float) -> Line:
     done = [cell for cell in cells if cell.error is None]
     single = [cell for cell in done if cell.place.batch == 1]
     judged = [cell.figures["quality"] for cell in single if "quality" in cell.figures]
-    unsaid = _unsaid(single, judged, reference, least_psnr)
+    failed = [cell.error for cell in cells if cell.error is not None and cell.place.batch == 1]
+    unsaid = _unsaid(single, failed, judged, reference, least_psnr)
     total, loop = (None, None)
     if not is_baseline and not unsaid:
         total, loop = speed_up_of(single, reference, "total"), speed_up_of(single, reference, "loop")
@@ -80,11 +90,15 @@ def _line(setting: Setting, is_baseline: bool, cells: list[Cell], reference: lis
     return line
 
 
-def _unsaid(cells: list[Cell], judged: list[dict[str, Any]], reference: list[Cell], least_psnr: float) -> list[str]:
-    """Why no speed-up may be said of these runs."""
+def _unsaid(
+    cells: list[Cell], failed: list[str], judged: list[dict[str, Any]], reference: list[Cell], least_psnr: float
+) -> list[str]:
+    """Why no speed-up may be said of these runs, beside which others ended with an error."""
     found = []
     if not cells:
         found.append("no run of it is done")
+    elif failed:
+        found.append(f"{len(failed)} of {len(cells) + len(failed)} runs failed: {failed[0]}")
     if not reference:
         found.append("no run of the baseline is done")
     if any(cell.figures["warmup_steps"] < 1 for cell in (*cells, *reference)):
@@ -97,9 +111,10 @@ def _unsaid(cells: list[Cell], judged: list[dict[str, Any]], reference: list[Cel
 
 
 def speed_up_of(cells: Iterable[Cell], reference: Iterable[Cell], part: str) -> SpeedUp | None:
-    """How many times as fast finished runs are as others in a part of their seconds; None where they share no place."""
-    base = {cell.place: cell.figures["seconds"][part] for cell in reference}
-    pairs = [(base.get(cell.place), cell.figures["seconds"][part]) for cell in cells]
+    """How many times as fast runs are as others in a part of their seconds; None where they share no place that both
+    finished."""
+    base = {cell.place: cell.figures["seconds"][part] for cell in reference if cell.error is None}
+    pairs = [(base.get(cell.place), cell.figures["seconds"][part]) for cell in cells if cell.error is None]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return speed_up([a for a, _ in known], [b for _, b in known]) if known else None
 
@@ -194,7 +209,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def rival_of_fewer_steps(lines: Sequence[Line], line: Line) -> Line | None:
+def _rival_of_fewer_steps(lines: Sequence[Line], line: Line) -> Line | None:
     """The plain row with fewer steps that a line has to beat.
 
     One that takes no longer and is better, if there is one; else the fastest of those that take at least as long.

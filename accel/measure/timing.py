@@ -98,7 +98,7 @@ def interleaved(
             f"cannot time {len(cases)} cases in {repeats} rounds after {warmup}: "
             "it takes a case, a round and no fewer than 0 rounds of warm-up"
         )
-    clock = clock or _host_clock(device)
+    clock = clock or host_clock(device)
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
@@ -144,7 +144,9 @@ def take_turns(
     return interleaved(cases, warmup=0, repeats=rounds, clock=clock)
 
 
-def _host_clock(device: torch.device | str | None) -> Clock:
+def host_clock(device: torch.device | str | None) -> Clock:
+    """The host's clock, which waits for the device before and after; the current CUDA device when None, if any."""
+
     def clock(case: Case) -> float:
         _synchronize(device)
         began = time.perf_counter()
@@ -160,7 +162,7 @@ def _host_clock(device: torch.device | str | None) -> Clock:
 def _device_clock(device: torch.device | str) -> Clock:
     """The device's own, where it has one."""
     if torch.device(device).type != "cuda":
-        return _host_clock(device)
+        return host_clock(device)
     lead = torch.empty(_LEAD, dtype=torch.uint8, device=device)
 
     def clock(case: Case) -> float:

@@ -38,7 +38,8 @@ class Preparation:
 class Setting:
     """What is compared: the plain pipeline, methods of Accel, a rival, any of them with another number of steps.
 
-    `steps` None are those of the call. `prepared` goes with methods of Accel.
+    `steps` None are those of the call. `prepared` goes with methods of Accel. `files` are those that its methods name,
+    each with the sha256 of what it held.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Setting:
     rival: str | None = None
     rival_settings: Mapping[str, Any] = field(default_factory=dict)
     prepared: Preparation | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -61,6 +63,7 @@ class Setting:
             "rival": self.rival,
             "rival_settings": dict(self.rival_settings),
             **({} if self.prepared is None else {"prepared": self.prepared.words}),
+            **({"files": dict(self.files)} if self.files else {}),
         }
 
     @classmethod
@@ -69,7 +72,7 @@ class Setting:
         if "prepared" in data:
             raise AccelError(f"setting {name!r} was prepared by the benchmark that it is of: {data['prepared']}")
         config = AccelConfig() if data["config"] is None else AccelConfig.from_dict(data["config"])
-        return cls(name, config, data["steps"], data["rival"], data["rival_settings"])
+        return cls(name, config, data["steps"], data["rival"], data["rival_settings"], files=data.get("files", {}))
 
     @property
     def fingerprint(self) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accel.measure.confidence import LEAST, interval
 from accel.measure.timing import Timing, ratio
 
 # Two equal settings differ by about this much on machines that do other things too; chosen by us.
 LEAST_SPREAD = 0.01
-# Of fewer, nothing can be said of noise.
-LEAST_PAIRS = 3
 # Frames that are further from the plain ones than this show something else; chosen by us. Clips of the built-in model
 # with different prompts lie 2 to 13 dB apart.
 LEAST_PSNR = 12.0
@@ -22,10 +21,10 @@ _RED = {"broken": "broken", "frozen": "stands still", "flicker": "flickers"}
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times as fast as the baseline, by medians; `spread` is that of the ratios of single pairs.
+    """How many times as fast as the baseline, by medians; `spread` is what noise may have added or taken.
 
-    A pair is a run of each, of the same prompt and seed, in the same round. Of fewer than `LEAST_PAIRS` the spread is
-    not known, None.
+    A pair is a run of each, of the same prompt and seed, in the same round. Of fewer than three the spread is not
+    known, None.
     """
 
     ratio: float
@@ -48,8 +47,9 @@ class SpeedUp:
 def speed_up(base: Sequence[float], other: Sequence[float]) -> SpeedUp:
     """From the seconds of the runs of the baseline and of another setting, in the order of their pairs.
 
-    The spread is half the distance from the 20th to the 80th percentile of the pairs' ratios, and no less than
-    `LEAST_SPREAD`.
+    The spread is half of the interval in which the middle of the pairs' ratios lies with 95 % confidence
+    (:func:`accel.measure.confidence.interval`), and no less than `LEAST_SPREAD`: what differs by more than that differs
+    by noise alone in one comparison of twenty.
 
     Raises:
         ValueError: no pair, or unequal numbers of runs.
@@ -57,8 +57,10 @@ def speed_up(base: Sequence[float], other: Sequence[float]) -> SpeedUp:
     if not base or len(base) != len(other):
         raise ValueError(f"{len(base)} runs of the baseline and {len(other)} of the other make no pairs")
     ratios = [a / b for a, b in zip(base, other, strict=True)]
-    found = Timing(tuple(ratios))
-    spread = max((found.p80 - found.p20) / 2, LEAST_SPREAD) if len(ratios) >= LEAST_PAIRS else None
+    spread = None
+    if len(ratios) >= LEAST:
+        low, high = interval(ratios)
+        spread = max((high - low) / 2, LEAST_SPREAD)
     return SpeedUp(ratio(Timing(tuple(base)), Timing(tuple(other))), spread, len(ratios))
 
 

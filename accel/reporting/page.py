@@ -19,7 +19,8 @@ _TEMPLATE = Path(__file__).with_name("page.html.j2")
 class Section:
     """One setting: its name, its effective settings as (method, setting, value), and what its methods did where.
 
-    `values` are the measures of the same run, `unmeasured` says which of them are missing and why.
+    `values` are the measures of the same run, `unmeasured` says which of them are missing and why. `without` stands
+    where there are no settings.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Section:
     notes: Sequence[str] = ()
     values: Sequence[Values] = ()
     unmeasured: Sequence[str] = ()
+    without: str = "No method of Accel was on."
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ is recorded with its error; one that takes the device down or hangs is left behi
 those again. A folder holds the results of one device and one state of the code: a JSON file for each part,
 environment.json and results.md, eight in all.
 
-No speed-up is told before the part correctness is finished and green in the same folder, and none without its spread.
+No speed-up is told before the part correctness is finished and green in the same folder, and none without its spread;
+each operation of the part small is checked beside its own figures.
 
 The kernels' parts need torch and triton alone, and a C compiler, as Triton does. The pipelines also need diffusers,
 transformers, accelerate, safetensors, imageio, pydantic, pyyaml, ftfy and pytorch-msssim, with what these need; what is
@@ -38,7 +39,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu_suite import report
-from bench.gpu_suite.cells import about, gather, load, retry, save
+from bench.gpu_suite.cells import about, gather, load, retry, save, whole
 from bench.gpu_suite.environment import difference, environment, missing, results_folder
 from bench.gpu_suite.workers import finish, work
 
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     if kept.exists() and (other := difference(json.loads(kept.read_text()), here)):
         print(f"{folder} holds results of another {other}: give a new folder with --out", file=sys.stderr)
         return 2
-    kept.write_text(json.dumps(here, indent=1) + "\n")
+    whole(kept, json.dumps(here, indent=1) + "\n")
     deadline = time.monotonic() + 60 * options.minutes
     unfinished: dict[str, str] = {}
     for part in options.only or PARTS:
@@ -100,7 +101,7 @@ def _silent(folder: Path) -> dict[str, str]:
 
 def _write_page(folder: Path, here: dict[str, object], unfinished: dict[str, str], silent: dict[str, str]) -> None:
     results = {part: load(folder / f"{part}.json") for part in PARTS}
-    (folder / "results.md").write_text(report.page(here, results, unfinished, silent), encoding="utf-8")
+    whole(folder / "results.md", report.page(here, results, unfinished, silent))
 
 
 def _command(part: str) -> str:

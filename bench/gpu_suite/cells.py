@@ -143,8 +143,13 @@ def about(path: Path) -> dict[str, Any]:
 
 def save(path: Path, results: Results, **about: Any) -> None:
     """Writes the file whole or not at all; `about` stands before the cells."""
+    whole(path, json.dumps({**about, "cells": results}, indent=1) + "\n")
+
+
+def whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps({**about, "cells": results}, indent=1) + "\n", encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
 
 

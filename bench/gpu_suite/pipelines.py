@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from accel.measure.timing import Timing, interleaved
+from accel.measure.confidence import interval
+from accel.measure.timing import Timing, host_clock, interleaved
 from bench.gpu_suite import models
 from bench.gpu_suite.cells import Cells
 from bench.gpu_suite.figures import said
@@ -156,21 +157,26 @@ def _require_finite(results: dict[str, Any]) -> None:
 
 
 def _watched(model: Model, pairs: int, device: str) -> dict[str, Any]:
-    """What Accel's clock and recorder cost: the same bits with them and without, in turns."""
+    """What Accel's clock and recorder cost: the same bits with them and without, in turns; enabling is not timed."""
     import accel
 
     pipe, given = models.pipeline(model, device), models.arguments(model, WATCHED_STEPS, device)
     results: dict[str, Any] = {}
 
-    def case(name: str, config: dict[str, Any] | None) -> Callable[[], None]:
-        def call() -> None:
-            with nullcontext() if config is None else accel.enable(pipe, accel.AccelConfig.from_dict(config)):
-                results[name] = _first(pipe(**given))
+    clock = host_clock(device)
 
-        return call
+    def case(name: str, config: dict[str, Any] | None) -> Callable[[], float]:
+        def call() -> None:
+            results[name] = _first(pipe(**given))
+
+        def seconds() -> float:
+            with nullcontext() if config is None else accel.enable(pipe, accel.AccelConfig.from_dict(config)):
+                return clock(call)
+
+        return seconds
 
     cases = {name: case(name, config) for name, config in WATCHING.items()}
-    times = interleaved(cases, repeats=pairs, device=device)
+    times = interleaved(cases, repeats=pairs, clock=lambda case: case())
     different = [name for name, result in results.items() if not torch.equal(result, results["plain"])]
     if different:
         raise ValueError(f"other bits than the plain pipeline's with: {', '.join(different)}")
@@ -178,10 +184,16 @@ def _watched(model: Model, pairs: int, device: str) -> dict[str, Any]:
     for name, time in times.items():
         rows[name] = {"seconds": round(time.median, 5)}
         if name != "plain":
-            # How many times as long, as the base is the one that is watched.
-            longer = said(time, times["plain"])
-            rows[name] |= {"more": round(longer["ratio"] - 1, 5), "spread": round(longer["spread"], 5)}
+            rows[name] |= added(time, times["plain"])
     return {"rows": rows, "pairs": pairs, "steps": WATCHED_STEPS}
+
+
+def added(watched: Timing, plain: Timing) -> dict[str, float]:
+    """What watching takes more, as a share: the median of the ratios of pairs, and where that lies with 95 %."""
+    ratios = [own / base for own, base in zip(watched.seconds, plain.seconds, strict=True)]
+    low, high = interval(ratios)
+    found = {"more": statistics.median(ratios), "least": low, "most": high}
+    return {name: round(share - 1, 5) for name, share in found.items()}
 
 
 def _stored(model: Model, device: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def line(name, seconds, psnr, kind="method", *, said=True, errors=(), same_bits=
         "prompt_accuracy": None,
         "peak_bytes": None,
         "held_bytes": 0,
+        "fewer_steps": None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_correlations_by_hand() -> None:
     found = study().to_dict()["correlation"]
     assert found["calibrated line"] > 0.95 and found["error at the first step"] > 0.95
     assert abs(found["change of the block"]) < 0.5
+
+
+def test_what_never_changes_has_no_correlation_and_the_figures_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    still = study()
+    monkeypatch.setattr(Study, "before", lambda self: torch.ones_like(self.errors("W4A4")[:, 1:]))
+    figures = still.to_dict()
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures["correlation"]["change of the block"] is None and set(figures["correlation_by_layer"]) == {None}
+    assert "| change of the block | – |" in precision_study.markdown(figures)
 
 
 def test_the_study_as_text() -> None:

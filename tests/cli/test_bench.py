@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,12 +14,14 @@ from PIL import Image
 from accel.cli import main
 from accel.cli.bench import report_run, run, wording
 from accel.cli.bench.heat_run import measure_heat
+from accel.cli.bench.pictures import film
 from accel.cli.bench.results import places_of
 from accel.cli.printing import Format
 from accel.errors import AccelError
 from accel.measure.cells import Place, Store
+from accel.measure.confidence import LEAST
 from accel.measure.matrix import Work
-from accel.measure.verdict import LEAST_PAIRS
+from accel.measure.trial import Setting
 from tests.repository.tree import ROOT
 
 PROMPT = "a red circle moving left on a black background"
@@ -147,6 +151,14 @@ def test_compare_writes_a_sheet_and_a_film_and_nothing_over_them(accel, done):
     assert again.code == 2 and "both.png exists" in again.err
 
 
+def test_compare_refuses_names_that_are_taken_before_it_runs_anything(accel, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "_measure", lambda *_: pytest.fail("it ran"))
+    (tmp_path / "mine.mp4").write_text("a film")
+    result = accel("compare", *QUICK, "-s", "cache=delta", "-o", "mine.png")
+    assert result.code == 2 and "mine.mp4 exists" in result.err and len(result.err.splitlines()) == 1
+    assert (tmp_path / "mine.mp4").read_text() == "a film" and not (tmp_path / "outputs").exists()
+
+
 def test_what_compare_and_report_print_as_json_is_documented(accel, done):
     text = (ROOT / "docs" / "benchmarking.md").read_text()
     shown = accel("compare", done, "-o", "json.png", "--format", "json").json
@@ -244,7 +256,7 @@ def test_unless_it_is_told_otherwise_it_makes_pairs_enough_to_know_the_noise(acc
     assert accel("bench", *arguments).code == 0
     (one,) = wanted
     assert len(places_of(one.prompts, one.seeds, one.repeats, one.batches)) == pairs
-    assert pairs >= LEAST_PAIRS or "--repeats" in arguments
+    assert pairs >= LEAST or "--repeats" in arguments
 
 
 def test_settings_are_read_as_written(tmp_path):
@@ -266,6 +278,35 @@ def test_settings_are_read_as_written(tmp_path):
     file.write_text("both:\n  attention: pisaa\n")
     with pytest.raises(AccelError, match="'both': "):
         wording.read_file(file, None)
+
+
+def test_a_setting_is_known_by_what_its_files_hold(tmp_path):
+    file = tmp_path / "mine.json"
+    one = wording.read(f"quantize=mixed quantize.calibration={file}", None)
+    assert wording.with_files(one) == one, "what is no file is refused with the method"
+    found = []
+    for text in ("old", "new", "old"):
+        file.write_text(text)
+        found.append(wording.with_files(one))
+    assert found[0].fingerprint == found[2].fingerprint != found[1].fingerprint
+    assert Setting.from_dict("again", found[1].to_dict()).fingerprint == found[1].fingerprint
+    plain = wording.plain()
+    assert wording.with_files(plain) == plain and "files" not in plain.to_dict()
+
+
+def test_a_film_has_the_rate_of_the_model():
+    results = SimpleNamespace(plan={"frames_per_second": 8})
+    films = [("plain", np.zeros((2, 4, 4, 3), np.uint8))]
+    assert [film(results, films, fps)[1] for fps in (None, 24)] == [8, 24]
+
+
+def test_a_page_says_of_a_setting_without_a_run_that_there_is_none(tmp_path):
+    results = SimpleNamespace(places=[Place("a dog", 0)], store=Store(tmp_path))
+    sections = [report_run._section(results, wording.read(text, None)) for text in ("fast", "plain")]
+    assert [one.without for one in sections] == [
+        "No run with its methods is finished.",
+        "No method of Accel was on.",
+    ]
 
 
 def test_fewer_steps_are_shares_of_the_steps():

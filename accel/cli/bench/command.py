@@ -20,7 +20,7 @@ from accel.reporting.files import check_folder
 
 _DEMO_PROMPTS = 3
 # Runs of each setting where the command does not say how often: so many that the noise is known, which
-# `accel.measure.verdict.LEAST_PAIRS` says; its module loads torch, which a command's help must not.
+# `accel.measure.confidence.LEAST` says; its module loads torch, which a command's help must not.
 _LEAST_RUNS = 3
 
 

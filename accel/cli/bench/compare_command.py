@@ -79,10 +79,11 @@ def compare(
     if folder is None and prompt is None and model.name != "demo":
         raise AccelError("there is no prompt; give one with --prompt")
     quiet_libraries(model.name, form)
-    from accel.cli.bench.compare_run import Shown, carry_out
+    from accel.cli.bench.compare_run import Shown, carry_out, check_targets
     from accel.cli.bench.results import Results
 
     names: tuple[str, ...] = ()
+    target = output and output.expanduser()
     if folder is not None:
         results, names = Results.read(folder.expanduser()), tuple(setting or ())
     else:
@@ -90,7 +91,7 @@ def compare(
 
         text = demo_prompts(1)[0] if prompt is None else prompt
         wanted = Wanted(
-            base=model.request(text, seed or 0, call, compile=compile_),
+            base=model.request(text, seed or 0, call, fps=fps, compile=compile_),
             settings=tuple(setting or ()),
             prompts=(text,),
             seeds=(seed or 0,),
@@ -100,5 +101,6 @@ def compare(
             # Apart from those of accel bench, whose plan stays and whose runs may have left no clips to be shown.
             kind="compare",
         )
-        results = measured(wanted)
-    carry_out(results, Shown(names, baseline, prompt, seed, output and output.expanduser(), overwrite, fps), form)
+        # Before the runs, not after them.
+        results = measured(wanted, lambda at, video: check_targets(at, target, video=video, overwrite=overwrite))
+    carry_out(results, Shown(names, baseline, prompt, seed, target, overwrite, fps), form)

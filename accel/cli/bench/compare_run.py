@@ -30,14 +30,22 @@ class Shown:
     fps: float | None
 
 
+def check_targets(folder: Path, output: Path | None, *, video: bool, overwrite: bool) -> tuple[Path, Path | None]:
+    """The sheet and, of a video, the film that are written for results in a folder; refused where one is there."""
+    sheet_path = output or folder / _SHEET
+    film_path = sheet_path.with_suffix(".mp4") if video else None
+    check_free([path for path in (sheet_path, film_path) if path is not None], overwrite=overwrite)
+    return sheet_path, film_path
+
+
 def carry_out(results: Results, shown: Shown, form: Format) -> None:
     """Prints the table, and writes the sheet and, for a video, the film."""
     results = _chosen(results, shown)
-    sheet_path = shown.output or results.store.folder / _SHEET
     lines = results.lines()
     place, films = clips(results, lines, shown.prompt, shown.seed)
-    film_path = sheet_path.with_suffix(".mp4") if len(films[0][1]) > 1 else None
-    check_free([path for path in (sheet_path, film_path) if path is not None], overwrite=shown.overwrite)
+    sheet_path, film_path = check_targets(
+        results.store.folder, shown.output, video=len(films[0][1]) > 1, overwrite=shown.overwrite
+    )
     picture = sheet(films)
     files: dict[Path, Writer] = {sheet_path: lambda path: picture.save(path)}
     if film_path is not None:

@@ -14,10 +14,9 @@ from accel.measure.cells import Place
 from accel.measure.lines import Line
 from accel.measure.trial import Setting
 from accel.measure.verdict import fault
-from accel.pipelines import demo
 from accel.reporting.side_by_side import Film, film_of_films, sheet_with_differences
 
-# Of a video of another model than the demo; chosen by us.
+# Of a video whose plan does not tell; chosen by us.
 _FPS = 16
 
 
@@ -27,9 +26,8 @@ def sheet(films: Sequence[Film]) -> Image.Image:
 
 
 def film(results: Results, films: Sequence[Film], fps: float | None = None) -> tuple[np.ndarray, float]:
-    """All of them side by side: (T, H, W, 3), uint8, and frames a second."""
-    size = results.identity["size"]
-    return film_of_films(films), fps or (demo.defaults(size)["fps"] if size else _FPS)
+    """All of them side by side: (T, H, W, 3), uint8, and frames a second, the model's own if none are given."""
+    return film_of_films(films), fps or results.plan.get("frames_per_second") or _FPS
 
 
 def clips(

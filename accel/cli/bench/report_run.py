@@ -121,7 +121,10 @@ def _section(results: Results, setting: Setting) -> Section:
     if not done:
         if setting.rival is not None:
             errors.insert(0, f"the rival {setting.rival} with {_words(dict(setting.rival_settings)) or 'its defaults'}")
-        return Section(setting.name, [], notes=list(dict.fromkeys(errors)))
+        notes = list(dict.fromkeys(errors))
+        if setting.config.methods:
+            return Section(setting.name, [], notes=notes, without="No run with its methods is finished.")
+        return Section(setting.name, [], notes=notes)
     summary = done[0]
     settings = [
         (method, name, str(value)) for method, values in summary["settings"].items() for name, value in values.items()

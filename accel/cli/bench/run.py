@@ -57,8 +57,8 @@ class Plan:
     baseline: Setting
     places: tuple[Place, ...]
 
-    def to_dict(self, wanted: Wanted) -> dict[str, Any]:
-        """As it stands in `bench.json`."""
+    def to_dict(self, wanted: Wanted, fps: float | None) -> dict[str, Any]:
+        """As it stands in `bench.json`, with the rate at which the model's videos are shown; None for images."""
         return {
             "command": wanted.command,
             "settings": {one.name: one.to_dict() for one in self.settings},
@@ -69,6 +69,7 @@ class Plan:
             "batches": list(wanted.batches),
             "warmup_steps": wanted.warmup,
             "least_psnr_db": LEAST_PSNR if wanted.least_psnr is None else wanted.least_psnr,
+            "frames_per_second": fps,
         }
 
 
@@ -77,8 +78,9 @@ def carry_out(wanted: Wanted) -> None:
     _report(measured(wanted), wanted.form)
 
 
-def measured(wanted: Wanted) -> Results:
-    """Measures what is missing of what is wanted."""
+def measured(wanted: Wanted, before: Callable[[Path, bool], object] = lambda folder, video: None) -> Results:
+    """Measures what is missing of what is wanted; `before` is called before the first run, with the folder and whether
+    the model makes videos."""
     base, form = wanted.base, wanted.form
     pipeline, folder = look_up(base.model, revision=base.revision)
     beside = demo.WEIGHTS if base.model == "demo" else folder if Path(base.model).expanduser().is_dir() else None
@@ -96,13 +98,14 @@ def measured(wanted: Wanted) -> Results:
     fresh = wanted.fresh and (where / HEADER_FILE).exists()
     if not fresh:
         Store.check(where, identity)
+    before(where, call.makes_video(ready.pipe))
     where.mkdir(parents=True, exist_ok=True)
     # Whoever is at work there goes on with its own plan and files: nothing changes before the folder is ours.
     with _alone(where):
         if fresh:
             Store.clear(where)
         store = Store.open(where, identity)
-        store.write_header(identity, plan.to_dict(wanted))
+        store.write_header(identity, plan.to_dict(wanted, call.frames_per_second(ready.pipe, ready.request)))
         if wanted.retry:
             store.drop([cell for cell in store if cell.error is not None])
         _measure(wanted, plan, ready, judged_by, store)
@@ -122,7 +125,7 @@ def _plan(wanted: Wanted, pipeline: type, beside: Path | None) -> Plan:
         known = {one.fingerprint for one in found}
         steps = _steps(wanted.base, pipeline)
         found += [one for one in wording.fewer_steps(steps) if one.fingerprint not in known] if steps else []
-    settings = wording.named_apart(found)
+    settings = wording.named_apart([wording.with_files(one) for one in found])
     baseline = next((one for one in settings if one.name == wanted.baseline), None)
     if baseline is None:
         raise AccelError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from accel.cli.printing import columns
-from accel.measure.lines import Line, mean_psnr, rival_of_fewer_steps
+from accel.measure.lines import Line, mean_psnr
 
 _NONE = "–"
 # Characters of an exception's text in a row, so that the other columns stay in sight; the remarks have all of it.
@@ -45,6 +45,7 @@ def table(lines: Sequence[Line]) -> list[str]:
 def remarks(lines: Sequence[Line]) -> list[str]:
     """Why figures are missing, what is wrong with a setting or stands against it, whether fewer steps do as well."""
     found = _missing(lines)
+    by_name = {line["setting"]: line for line in lines}
     for line in lines:
         name = line["setting"]
         found += [f"{name}: failed: {error}" for error in line["errors"]]
@@ -53,9 +54,9 @@ def remarks(lines: Sequence[Line]) -> list[str]:
         if line["library"] is not None:
             left = f"; its own undo left {', '.join(line['left_behind'])}, put back" if line["left_behind"] else ""
             found.append(f"{name}: of {line['library']}{left}")
-        other = rival_of_fewer_steps(lines, line)
-        if other is not None and not line["unsaid"]:
-            found += _against_fewer_steps(line, other)
+        beside = line["fewer_steps"]
+        if beside is not None and not line["unsaid"]:
+            found += _against_fewer_steps(line, by_name[beside["setting"]], beside["speed_up"])
     return found
 
 
@@ -79,16 +80,20 @@ def _missing(lines: Sequence[Line]) -> list[str]:
     return found
 
 
-def _against_fewer_steps(line: Line, other: Line) -> list[str]:
+def _against_fewer_steps(line: Line, other: Line, speed_up: dict[str, Any] | None) -> list[str]:
     own, its = mean_psnr(line), mean_psnr(other)
-    if own is None or its is None:
+    if own is None or its is None or speed_up is None:
         return []
-    decibels = f"({own:.1f} against {its:.1f} dB)"
+    name, rival, decibels = line["setting"], other["setting"], f"({own:.1f} against {its:.1f} dB)"
+    level = speed_up["measurable"] is False
     if own > its:
-        return [f"{line['setting']}: better than {other['setting']}, which takes at least as long {decibels}"]
-    if line["seconds"]["total"]["median"] < other["seconds"]["total"]["median"]:
-        return [f"{line['setting']}: takes less time than {other['setting']}, and is no better {decibels}"]
-    return [f"{line['setting']}: {other['setting']} takes no longer and is as good or better {decibels}"]
+        time = "takes about as long" if level else "takes at least as long"
+        return [f"{name}: better than {rival}, which {time} {decibels}"]
+    if level:
+        return [f"{name}: {rival} takes about as long, and is as good or better {decibels}"]
+    if speed_up["ratio"] > 1:
+        return [f"{name}: takes less time than {rival}, and is no better {decibels}"]
+    return [f"{name}: {rival} takes no longer and is as good or better {decibels}"]
 
 
 def _speed(line: Line) -> str:

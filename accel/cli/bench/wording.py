@@ -16,6 +16,7 @@ from accel.errors import AccelError
 from accel.measure.rivals import RIVALS
 from accel.measure.trial import Setting
 from accel.presets import PRESETS
+from accel.reporting.side_file import file_sha256
 
 PLAIN = "plain"
 # Shares of the steps with which the plain pipeline stands beside what is accelerated; chosen by us.
@@ -94,6 +95,15 @@ def read_file(path: Path, beside: Path | None) -> list[Setting]:
             raise AccelError(f"{path}, {name!r}: {error}") from error
         found.append(one)
     return found
+
+
+def with_files(setting: Setting) -> Setting:
+    """The setting with what the files that its methods name hold now: with another calibration it is another one.
+
+    What is no file is left out here, and refused with the method.
+    """
+    named = {path for method in setting.config.methods for name in method.files if (path := getattr(method, name))}
+    return replace(setting, files={path: file_sha256(Path(path)) for path in sorted(named) if Path(path).is_file()})
 
 
 def named_apart(settings: Sequence[Setting]) -> list[Setting]:
