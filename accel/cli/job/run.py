@@ -160,21 +160,20 @@ class _Worker:
         # With lines left for another process, what is refused here is refused by all processes alike.
         if not left and all(each.standing is Standing.DONE for each in found.values()):
             return self._outcomes
-        self._job.folder.mkdir(parents=True, exist_ok=True)
-        claims = Claims(self._job.folder)
         acceleration: contextlib.AbstractContextManager[Session | None] = contextlib.nullcontext()
         if self._ready.config.methods:
+            # What it refuses is refused before there is a folder.
             acceleration = accel.enable(self._ready.pipe, self._ready.config)
         try:
             with acceleration as session:
-                # What another job is at is looked at again at the end.
-                for wait in (False, True):
-                    left = [item for item in left if not self._settle(item, session, claims, remains, wait=wait)]
+                self._job.folder.mkdir(parents=True, exist_ok=True)
+                with contextlib.closing(Claims(self._job.folder)) as claims:
+                    # What another job is at is looked at again at the end.
+                    for wait in (False, True):
+                        left = [item for item in left if not self._settle(item, session, claims, remains, wait=wait)]
         except KeyboardInterrupt:
             self._progress.interrupted()
             raise
-        finally:
-            claims.close()
         return self._outcomes
 
     def _settle(
