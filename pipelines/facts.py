@@ -225,7 +225,7 @@ class Family:
     frame_rate: FrameRate | None = None
     # Of which the pipelines want whole multiples as sides, whatever the autoencoder and the patches need.
     pixels: int = 1
-    # The transformer may be given one timestep per token instead of one per sample.
+    # The transformer may be given one timestep per token, or per frame, instead of one per sample.
     per_token_timesteps: bool = False
     # None where no publication on piecewise sparse attention has the family.
     published: Published | None = None

@@ -102,13 +102,13 @@ def load_pipeline(
 
 
 def look_up(
-    model: str | Path = "demo", *, configs: Collection[str] = (), revision: str | None = None
+    model: str | Path = "demo", *, configs: Collection[str] = (), **kwargs: Any
 ) -> tuple[type[DiffusionPipeline], Path]:
     """The class of a model's pipeline and the folder with its index, without any weights.
 
     `model` is as in `load_pipeline`, and so are the refusals. Of a hub id, the index is fetched unless it is in the
-    cache, and so are the `config.json` of the components named in `configs`, where it has them; of the newest state,
-    unless `revision` names another.
+    cache, and so are the `config.json` of the components named in `configs`, where it has them; from where and in which
+    state `kwargs` say, which are of those in `HUB_OPTIONS`.
     """
     if model == "demo":
         from accel.pipelines.demo.pipeline import CLASSES
@@ -119,17 +119,22 @@ def look_up(
         folder = Path(model).expanduser().absolute()
         return pipeline_class(read_index(folder), folder), folder
     try:
-        folder = Path(hf_hub_download(hub_id, INDEX, revision=revision)).parent
+        folder = _fetched(hub_id, INDEX, kwargs).parent
         index = read_index(folder)
         for name in configs:
             if name in index:
                 with suppress(EntryNotFoundError):
-                    hf_hub_download(hub_id, f"{name}/config.json", revision=revision)
+                    _fetched(hub_id, f"{name}/config.json", kwargs)
     except AccelError:
         raise
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
         raise AccelError(_hub_refusal(hub_id, error)) from error
     return pipeline_class(index, hub_id), folder
+
+
+def hub_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options of `load_pipeline`, those that say from where a model of the hub comes, and in which state."""
+    return {name: given[name] for name in HUB_OPTIONS if name in given}
 
 
 def source(pipe: DiffusionPipeline) -> Path | str | None:
@@ -197,9 +202,8 @@ def _load_from_hub(
     hub_id: str, dtype: torch.dtype | dict[str, torch.dtype] | None, kwargs: dict[str, Any]
 ) -> DiffusionPipeline:
     """Read the index first, so that a refusal costs no download of weights; then load what was downloaded."""
-    of_index = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs and name != "proxies"}
     try:
-        found = pipeline_class(read_index(Path(hf_hub_download(hub_id, INDEX, **of_index)).parent), hub_id)
+        found = pipeline_class(read_index(_fetched(hub_id, INDEX, hub_options(kwargs)).parent), hub_id)
         _check_options(found, kwargs)
         folder = DiffusionPipeline.download(hub_id, use_safetensors=True, **kwargs)
     except AccelError:
@@ -210,6 +214,12 @@ def _load_from_hub(
     pipe = _load(found, Path(folder), dtype, rest)
     pipe.register_to_config(_name_or_path=hub_id)
     return pipe
+
+
+def _fetched(hub_id: str, name: str, options: Mapping[str, Any]) -> Path:
+    """A file of a hub model, in the cache."""
+    # Proxies are for diffusers; the hub's own client takes them from the environment.
+    return Path(hf_hub_download(hub_id, name, **{n: value for n, value in options.items() if n != "proxies"}))
 
 
 def _hub_refusal(hub_id: str, error: Exception) -> str:

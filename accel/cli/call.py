@@ -32,10 +32,11 @@ def makes_video(pipe: Any) -> bool:
     return "num_frames" in parameters_of(pipe)
 
 
-def check_call(pipe: Any, request: Request) -> None:
+def check_call(pipe: Any, request: Request, *, whole: bool = True) -> None:
     """Refuses what the pipeline does not take, what would do nothing or be rounded, and what it needs and has not got.
 
-    `pipe` may be a pipeline's class, before it is loaded; what sizes it takes is known of a pipeline only.
+    `pipe` may be a pipeline's class, before it is loaded; what sizes it takes is known of a pipeline only. A request
+    that is not `whole` may lack what the pipeline needs, because others add it.
     """
     parameters, name = parameters_of(pipe), _name(pipe)
     for argument in request.call:
@@ -52,7 +53,7 @@ def check_call(pipe: Any, request: Request) -> None:
         raise AccelError(f"{name} takes no --image; leave it out, or use an image-to-image model")
     given = {*request.call, "prompt", "class_labels", "image" if request.image is not None else ""}
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]
-    if missing:
+    if whole and missing:
         needed = ", ".join("--image" if n == "image" else n for n in missing)
         raise AccelError(f"{name} needs {needed}, which is not given; what has no option can be given from Python only")
 

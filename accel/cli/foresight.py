@@ -32,7 +32,7 @@ def foresee(model: str, preset: str | None) -> dict[str, Any]:
     pipeline, folder = look_up(model, configs=sorted(parts))
     family, place = _place(pipeline, folder)
     # A file beside a model of the hub is not used: whoever loads a model by its name has not chosen it.
-    beside = folder if model == "demo" or Path(model).is_dir() else None
+    beside = folder if model == "demo" or Path(model).expanduser().is_dir() else None
     config, origin = resolve(MethodOptions(preset=preset), beside)
     return {
         "model": {

@@ -88,16 +88,17 @@ def chosen_methods(request: Request, options: MethodOptions) -> tuple[AccelConfi
     return methods.resolve(options, folder if folder.is_dir() else None)
 
 
-def load_ready(request: Request, config: AccelConfig, device: str) -> Ready:
-    """Loads the pipeline that a request asks for, onto a device."""
+def load_ready(request: Request, config: AccelConfig, device: str, weights: str | None = None) -> Ready:
+    """Loads the pipeline that a request asks for, onto a device; `weights` is their hash, if it is known already."""
     from accel.pipelines.loading import weights_folder, weights_hash
 
     dtype = number_format(request, device)
     began = time.perf_counter()
     pipe = load(request, device, dtype)
-    folder = weights_folder(pipe)
-    weights = weights_hash(folder) if folder is not None else None
     seconds = time.perf_counter() - began
+    folder = weights_folder(pipe)
+    if weights is None and folder is not None:
+        weights = weights_hash(folder)
     recorded.check(request, type(pipe).__name__, weights)
     return Ready(pipe, replace(request, dtype=dtype, device=device), config, weights, seconds)
 

@@ -65,11 +65,12 @@ def load_pipeline(
 def _stored(model: str | Path, config: QuantizationConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     """By the name of each transformer that is to be stored while it loads."""
     wanted = StoredWeightsConfig.of(config)
-    pipeline, folder = loading.look_up(model)
+    where = loading.hub_options(given)
+    pipeline, folder = loading.look_up(model, **where)
     denoisers = family_of(pipeline)[0].denoisers
     index = read_index(folder)
     names = [name for name in denoisers if name not in given and (index.get(name) or [None])[0] is not None]
-    _, folder = loading.look_up(model, configs=names)
+    _, folder = loading.look_up(model, configs=names, **where)
     found = {name: _came_in(folder / name / "config.json") for name in names}
     for name, before in found.items():
         if before not in (None, wanted.weights.upper()):

@@ -15,6 +15,7 @@ from accel.pipelines.attention import (
     AttentionCall,
     counting,
     find_attention,
+    given_mask,
     processor_for,
     serve,
     text_length,
@@ -64,5 +65,5 @@ class ServedAttention:
         if moment is None:
             return proceed(*args, **kwargs)
         words, marks = text_length(site, args, kwargs, moment.grid), counting(site, args, kwargs)
-        with serve(partial(self._attend, moment, site), words, marks):
+        with serve(partial(self._attend, moment, site), words, marks, given_mask(site, args, kwargs)):
             return proceed(*args, **kwargs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -50,6 +50,21 @@ BRINGS_AN_ORDER = Brings("token order", "tiling", unless=("call", "none"))
 Places = Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1, strict=False)]
 
 
+@dataclass(frozen=True)
+class _Padded:
+    """What was found of a mask over so many tokens, `words` of which are text: how many text tokens of each sample it
+    leaves, or why that cannot be told."""
+
+    mask: Any
+    tokens: int
+    words: int | None
+    found: Tensor | str
+
+    def is_of(self, mask: Any, call: AttentionCall, query: Tensor) -> bool:
+        """Whether it holds for another call."""
+        return self.mask is mask and (self.tokens, self.words) == (query.shape[1], call.text_length)
+
+
 class SparseAttention(Method):
     """A sparse attention on one pipeline; a subclass says which blocks are exact."""
 
@@ -65,7 +80,7 @@ class SparseAttention(Method):
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         context.handover.attention = True
-        self._padded: tuple[Tensor, Tensor] | None = None
+        self._padded: _Padded | None = None
         self._sizes = BlockSizes()
         self._choice = BlockChoice(config.method, config.density, config.block_size, config.tiling)
         self._exchange: tuple[Moment, HeadExchange] | None = None
@@ -190,14 +205,24 @@ class SparseAttention(Method):
     def _text_lengths(self, call: AttentionCall, query: Tensor, exchange: HeadExchange | None) -> Tensor | None:
         """What the mask leaves of the texts; asked once for all blocks, because it waits for the device."""
         masks = (call.text_mask, call.counting, call.mask)
-        mask = next((mask for mask in masks if mask is not None), None)
-        if mask is None:
+        if all(mask is None for mask in masks):
             return None
-        if self._padded is None or self._padded[0] is not mask:
+        # Some processors make a mask of their own in every block, out of what all of them are given.
+        told = next(mask for mask in (call.given_mask, *masks) if mask is not None)
+        known = self._padded
+        if known is None or not known.is_of(told, call, query):
+            tokens, words = query.shape[1], call.text_length
             if exchange is not None:
                 call, query = exchange.call(call), exchange.like(query)
-            self._padded = mask, text_lengths(call, query.shape[1])
-        return self._padded[1]
+            found: Tensor | str
+            try:
+                found = text_lengths(call, query.shape[1])
+            except NotInBlocks as reason:
+                found = str(reason)
+            known = self._padded = _Padded(told, tokens, words, found)
+        if isinstance(known.found, str):
+            raise NotInBlocks(known.found)
+        return known.found
 
     def report(self, record: RunRecord) -> dict[str, Any]:
         name = self.config.method

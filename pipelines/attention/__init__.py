@@ -14,7 +14,7 @@ Compiled blocks stay one graph for all sites, because the graph holds one operat
 
 from accel.pipelines.attention.call import Attend, AttentionCall, External, spread_over_devices
 from accel.pipelines.attention.finding import AttentionModuleSite, find_attention, processor_for
-from accel.pipelines.attention.serving import counting, serve, served, text_length
+from accel.pipelines.attention.serving import counting, given_mask, serve, served, text_length
 from accel.pipelines.attention.stand_in import StandIn
 from accel.pipelines.attention.whole import HeadExchange
 
@@ -27,6 +27,7 @@ __all__ = [
     "StandIn",
     "counting",
     "find_attention",
+    "given_mask",
     "processor_for",
     "serve",
     "served",

@@ -44,6 +44,8 @@ class AttentionCall:
             over queries and keys.
         counting: (B, tokens) of ones and zeros, of which `mask` is the product for each query and key: it is added to
             the scores, so that keys of tokens that do not count weigh less, but are not hidden.
+        given_mask: what the block was given for its mask, where the family's facts name that: the same object in all
+            blocks of a call of the transformer, where processors may each make a `mask` of their own from it.
         dispatched: whether that is diffusers' dispatcher, with `backend` and `parallel`, or torch's own function.
         scale: what scores are multiplied by; None is 1/sqrt(head size).
         external: in a pipeline that generates chunk by chunk, what the queries attend to before `key` and `value`;
@@ -60,6 +62,7 @@ class AttentionCall:
     text_mask: Tensor | None = None
     cut: bool = False
     counting: Tensor | None = None
+    given_mask: Any = None
     backend: Any = None
     parallel: Any = None
     scale: float | None = None

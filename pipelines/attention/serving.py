@@ -18,14 +18,16 @@ from torch import Tensor
 from accel.pipelines.attention.call import Attend, AttentionCall
 from accel.pipelines.sites import TEXT_STREAM, BlockSite
 
-_SERVING: ContextVar[tuple[Attend, int | None, Tensor | None] | None] = ContextVar("accel_attend", default=None)
+_SERVING: ContextVar[tuple[Attend, int | None, Tensor | None, Any] | None] = ContextVar("accel_attend", default=None)
 
 
 @contextmanager
-def serve(attend: Attend, text_length: int | None = None, counting: Tensor | None = None) -> Iterator[None]:
-    """Gives the attentions that run inside to `attend`; `text_length` is for those whose call does not tell it, and
-    `counting`, as in `AttentionCall`, for those that are given a mask."""
-    token = _SERVING.set((attend, text_length, counting))
+def serve(
+    attend: Attend, text_length: int | None = None, counting: Tensor | None = None, given_mask: Any = None
+) -> Iterator[None]:
+    """Gives the attentions that run inside to `attend`; `text_length` is for those whose call does not tell it,
+    `counting` and `given_mask`, as in `AttentionCall`, for those that have a mask."""
+    token = _SERVING.set((attend, text_length, counting, given_mask))
     try:
         yield
     finally:
@@ -37,18 +39,28 @@ def served(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Te
     serving = _SERVING.get()
     if serving is None:
         return call.dense(query, key, value)
-    attend, text_length, counting = serving
+    attend, text_length, counting, given_mask = serving
+    told: dict[str, Any] = {"given_mask": given_mask}
     # Of tokens that are spread over processes, the block does not know how many of its own are text.
     if call.text_length is None and not call.spread:
-        call = replace(call, text_length=text_length)
+        told["text_length"] = text_length
     if call.mask is not None and counting is not None:
-        call = replace(call, counting=counting)
-    return attend(query, key, value, call)
+        told["counting"] = counting
+    return attend(query, key, value, replace(call, **told))
 
 
 def counting(site: BlockSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Which tokens count in one call of the block, where it makes a mask that is added to the scores of them."""
     names = (fact.added for fact in site.attention if fact.added is not None)
+    return next((site.argument(name, args, kwargs) for name in names), None)
+
+
+def given_mask(site: BlockSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What one call of the block is given for the mask of its attention among the tokens of the image or video."""
+    # A hook of somebody else's may give this block another one than its neighbours get.
+    if site.module._forward_pre_hooks:
+        return None
+    names = (fact.mask for fact in site.attention if fact.among_tokens and fact.mask is not None)
     return next((site.argument(name, args, kwargs) for name in names), None)
 
 

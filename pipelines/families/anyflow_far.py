@@ -24,8 +24,10 @@ FAMILY = Family(
     modules_to_not_convert=("patch_embedding", "far_patch_embedding", "condition_embedder", "norm_out", "proj_out"),
     chunks=Chunks(argument="kv_cache_flag", done="num_cached_chunks", filling="is_cache_step"),
     marks=CallMarks(start="prepare_latents", steps="num_timesteps"),
+    per_token_timesteps=True,
     remark="chunk by chunk",
     notes=(
+        "every frame has a timestep of its own in a call; those of the chunk that is made are equal",
         "keys of earlier chunks are kept before their rotation; far ones are those of a coarser patch",
         "queries and keys are padded with zeros to a multiple of 128, and the zero keys take part in the softmax",
     ),

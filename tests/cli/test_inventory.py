@@ -109,8 +109,9 @@ def test_all_that_a_preset_turns_on_for_a_model(make: Accel) -> None:
 
 
 def test_values_that_depend_on_the_family_and_the_file_beside_a_model(
-    make: Accel, accel: Accel, saved: Callable[[str], Path], tmp_path: Path
+    make: Accel, accel: Accel, saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     for family, density in (("flux", 0.15), ("wan", 0.125)):
         folder = tmp_path / family
         for file in ("model_index.json", "transformer/config.json"):
@@ -122,7 +123,8 @@ def test_values_that_depend_on_the_family_and_the_file_beside_a_model(
         methods = make("list", "-m", folder, "--format", "json").json["turned_on"]["methods"]
         assert methods["pisa"]["settings"]["density"]["value"] == density
         assert methods["flashblock"]["settings"]["density"]["value"] is None
-        assert "What accel_config.json turns on here, as long as nothing" in make("list", "-m", folder).out
+        for name in (folder, f"~/{family}"):
+            assert "What accel_config.json turns on here, as long as nothing" in make("list", "-m", name).out
         assert set(make("list", "-m", folder, "--preset", "fast", "--format", "json").json["turned_on"]["methods"]) == {
             "pisa",
             "tdc",

@@ -15,6 +15,8 @@ import pytest
 
 from accel.cli.job.claims import LOCK_FILE, Claims
 from accel.cli.once import call_once
+from accel.pipelines import demo
+from accel.pipelines.loading import weights_hash
 from tests.cli.conftest import Accel, listing, sha256, side_file
 
 SMALL = ("--size", "quick", "--steps", "2", "--height", "32", "--width", "32", "--num-frames", "5")
@@ -76,7 +78,11 @@ def test_started_again_it_makes_what_is_missing(
     (tmp_path / "out" / "ring.mp4").unlink()
     (tmp_path / "out" / f".{NAMES[2]}.0123abcd.part.mp4").write_text("half")
     write(tmp_path, *LINES, "a white square")
+    hashed: list[Path] = []
+    for module in ("accel.cli.job.run", "accel.pipelines.loading"):
+        monkeypatch.setattr(f"{module}.weights_hash", lambda folder: (hashed.append(folder), weights_hash(folder))[1])
     result = make(*JOB)
+    assert hashed == [demo.WEIGHTS]
     assert "p.txt: 4 lines into out/, 2 done before, 2 to make" in result.out
     assert "4 lines of p.txt in out/: 2 made, 2 there before" in result.out
     now = outputs(tmp_path)

@@ -16,6 +16,8 @@ import torch
 
 import accel
 from accel.errors import AccelWarning
+from accel.methods.sparse_call import text_lengths
+from accel.pipelines.attention import AttentionCall
 from tests.conformance.cases import FAMILIES, METHODS, MethodCase
 from tests.conformance.sample import TESTS, pairs, sample
 from tests.tiny_pipelines import TinyCase
@@ -69,6 +71,19 @@ def _without_predictions() -> Iterator[None]:
         for text in (*products, "too few to gain time"):
             warnings.filterwarnings("ignore", f".*{text}", AccelWarning)
         yield
+
+
+@pytest.fixture
+def masks_read(monkeypatch: pytest.MonkeyPatch) -> list[AttentionCall]:
+    """The calls of which a sparse attention has read the mask, for which it waits for the device."""
+    found: list[AttentionCall] = []
+
+    def read(call: AttentionCall, tokens: int) -> torch.Tensor:
+        found.append(call)
+        return text_lengths(call, tokens)
+
+    monkeypatch.setattr("accel.methods.sparse_attention.text_lengths", read)
+    return found
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from PIL import Image
 
 import accel
 from accel.errors import AccelWarning
+from accel.pipelines.attention import AttentionCall
 from tests.conformance.cases import METHODS
 from tests.conformance.snapshot import snapshot
 from tests.tiny_pipelines import TINY
@@ -56,7 +57,7 @@ def test_tokens_keep_their_order_where_layers_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("tiling", ["call", "forward"])
-def test_padding_of_texts_before_the_image_is_handled_exactly(tiling: str) -> None:
+def test_padding_of_texts_before_the_image_is_handled_exactly(tiling: str, masks_read: list[AttentionCall]) -> None:
     """Each picture of a batch is what it is alone, and so, where nothing is padded, are the pictures of one batch."""
     case, pipe = TINY["qwenimage"], TINY["qwenimage"].build()
     prompts = ["a red fox", "two green hills and a lake"]
@@ -66,6 +67,7 @@ def test_padding_of_texts_before_the_image_is_handled_exactly(tiling: str) -> No
     with accel.enable(pipe, **settings, search_steps=(0.0,)) as session:
         both = case.run(pipe, prompt=prompts, latents=latents, **{**negative, "negative_prompt": ["a bad fox"] * 2})
         run = last(session)
+        assert len(masks_read) == 3, "once for all blocks of a call whose texts have several lengths"
         alone = [case.run(pipe, prompt=p, latents=x[None], **negative) for p, x in zip(prompts, latents, strict=True)]
     assert METHODS["adaspa"].acted(run["methods"]["adaspa"]) and not run["fallbacks"]
     assert tiling == "call" or run["methods"]["adaspa"]["tiled_forwards"] > 0

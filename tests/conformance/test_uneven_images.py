@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import accel
+from accel.pipelines.attention import AttentionCall
 from tests.conformance.cases import METHODS
 from tests.tiny_pipelines import TINY
 
@@ -15,7 +16,7 @@ def last(session: Any) -> dict[str, Any]:
     return session.summary().to_dict()["runs"][-1]
 
 
-def test_texts_of_several_lengths_behind_the_image_are_handled_exactly() -> None:
+def test_texts_of_several_lengths_behind_the_image_are_handled_exactly(masks_read: list[AttentionCall]) -> None:
     """Each picture of a batch is what it is alone."""
     case, pipe = TINY["z_image"], TINY["z_image"].build()
     prompts = ["a red fox", "two green hills and a lake between the trees"]
@@ -25,6 +26,7 @@ def test_texts_of_several_lengths_behind_the_image_are_handled_exactly() -> None
         # The pipeline writes its template into the list that it is given.
         both = case.run(pipe, prompt=list(prompts), negative_prompt=2 * ["a bad fox"], latents=latents, **call)
         run = last(session)
+        assert len(masks_read) == 3, "once for all blocks of a call"
         alone = [
             case.run(pipe, prompt=p, negative_prompt="a bad fox", latents=x[None], **call)
             for p, x in zip(prompts, latents, strict=True)
@@ -33,7 +35,7 @@ def test_texts_of_several_lengths_behind_the_image_are_handled_exactly() -> None
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-3, atol=1e-3)
 
 
-def test_texts_of_several_lengths_before_the_image_leave_lumina_dense() -> None:
+def test_texts_of_several_lengths_before_the_image_leave_lumina_dense(masks_read: list[AttentionCall]) -> None:
     """Each image of the batch stands at another place, behind its own text."""
     case, pipe = TINY["lumina2"], TINY["lumina2"].build()
     call = {"prompt": ["a red fox in the snow by a lake", "a fox"], "negative_prompt": 2 * ["a"]}
@@ -42,6 +44,7 @@ def test_texts_of_several_lengths_before_the_image_leave_lumina_dense() -> None:
     run = last(session)
     reasons = {found["reason"]: found["times"] for found in run["fallbacks"]}
     assert reasons == {"the mask hides more than the padding of the text": 3 * 4}
+    assert len(masks_read) == 3, "once for all blocks of a call"
     assert run["methods"]["adaspa"]["sparse"] == 2 * 4, "the calls without a condition, whose texts are equally long"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import apply_layerwise_casting
+from huggingface_hub import constants
 from torch import nn
 
 import accel
@@ -17,6 +19,7 @@ from accel.methods.stored_linear import StoredLinear
 from tests.conformance.snapshot import snapshot
 from tests.integrations.stored import LINEARS, config, load, one_step, stored
 from tests.methods.quantized import enable, last, run
+from tests.pipelines.test_loading import hub_cache
 from tests.tiny_pipelines import TINY, add_lora
 
 
@@ -89,6 +92,18 @@ def test_load_pipeline_refuses_what_is_not_there(original: Path, saved: Path) ->
     assert len(stored(accel.load_pipeline(saved, quantize="mixed"))) == LINEARS
     assert len(stored(accel.load_pipeline(saved))) == LINEARS
     assert not stored(accel.load_pipeline(original, quantize="none"))
+
+
+def test_a_model_of_the_hub_is_looked_at_where_it_is_loaded_from(
+    original: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub_cache(original, tmp_path)
+    cache = hub_cache(saved, tmp_path, revision="v2", commit="f" * 40)
+    load_from = partial(accel.load_pipeline, "org/name", cache_dir=cache, local_files_only=True)
+    assert len(stored(load_from(quantize="int8"))) == LINEARS
+    with pytest.raises(AccelError, match="are stored already, in NVFP4: leave quantize out"):
+        load_from(revision="v2", quantize="int8")
 
 
 def test_a_lora_on_top(saved: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import accel
 from accel.config import AccelConfig
 from accel.errors import AccelError
+from accel.methods.adaspa import AdaSpaConfig
 from accel.methods.base import Method, registered
 from accel.methods.flashblock import FlashBlockConfig
 from accel.methods.needs import Needs
@@ -20,6 +21,7 @@ from accel.pipelines.facts import AttentionSite
 from accel.pipelines.families import families
 from accel.presets import PRESETS, preset
 from tests.conformance.snapshot import snapshot
+from tests.repository.tree import ROOT
 from tests.tiny_pipelines import TINY
 
 WAN = Place(families()["wan"], families()["wan"].pipelines["WanPipeline"])
@@ -178,6 +180,19 @@ def test_float64_is_refused_before_anything_is_installed() -> None:
     with pytest.raises(AccelError, match=r"^adaspa has kernels for .*, and transformer is in float64: convert it"):
         accel.enable(pipe, attention="adaspa", cache="delta")
     accel.enable(pipe, cache="delta").disable()
+
+
+def test_the_page_names_the_families_whose_tokens_are_not_tiled_once_per_forward() -> None:
+    page = " ".join((ROOT / "docs" / "sparse_attention.md").read_text().split())
+    told = page.partition("HunyuanVideo with a replaced first frame, ")[2].partition(" are refused.")[0]
+    bound = set()
+    for family in families().values():
+        try:
+            checked((AdaSpaConfig(tiling="forward"),), Place(family))
+        except AccelError as error:
+            if "cannot tile once per forward" in str(error):
+                bound.add(family.title)
+    assert bound == {family.title for family in families().values() if family.title in told} != set()
 
 
 def test_every_pair_is_judged_on_every_family() -> None:

@@ -240,9 +240,8 @@ def test_a_mask_that_is_no_padding_runs_dense_and_is_told() -> None:
 
         return tuple(map(change, args)), {name: change(value) for name, value in kwargs.items()}
 
-    for blocks in (pipe.transformer.transformer_blocks, pipe.transformer.single_transformer_blocks):
-        for block in blocks:
-            block.register_forward_pre_hook(hide_the_first_token, with_kwargs=True)
+    both = (pipe.transformer.transformer_blocks, pipe.transformer.single_transformer_blocks)
+    hooks = [b.register_forward_pre_hook(hide_the_first_token, with_kwargs=True) for blocks in both for b in blocks]
     plain = case.run(pipe)
     assert not torch.equal(plain, case.run(case.build()))
     with accel.enable(pipe, attention="pisa", density=0.25) as session, pytest.warns(AccelWarning, match="did nothing"):
@@ -250,6 +249,13 @@ def test_a_mask_that_is_no_padding_runs_dense_and_is_told() -> None:
     reasons = [entry["reason"] for entry in last(session)["fallbacks"]]
     assert reasons == ["the mask hides more than the padding of the text"]
     assert torch.equal(found, plain)
+    # Of one block alone, the mask of its neighbours says nothing.
+    for hook in hooks[1:]:
+        hook.remove()
+    with accel.enable(pipe, attention="pisa", density=0.25, dense_steps=0.0, dense_layers=0) as session:
+        case.run(pipe, num_inference_steps=2)
+    (fallback,) = last(session)["fallbacks"]
+    assert (fallback["reason"], fallback["times"]) == (reasons[0], 2)
 
 
 def test_a_processor_that_was_replaced_since_is_told() -> None:

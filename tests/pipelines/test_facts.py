@@ -14,7 +14,7 @@ from accel.errors import AccelError
 from accel.methods.layer_choice import matches
 from accel.pipelines.facts import Family
 from accel.pipelines.families import families
-from accel.pipelines.sites import BlockSite, PipelineFacts, inspect_pipeline
+from accel.pipelines.sites import BlockSite, Denoiser, PipelineFacts, inspect_pipeline
 from tests.conformance.cases import FAMILIES
 from tests.tiny_pipelines import KIN, TINY
 
@@ -54,7 +54,10 @@ def test_blocks_beside_the_main_path_know_next_to_which_block_they_run() -> None
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_attention_sites_call_what_the_facts_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dispatched sites go through diffusers' dispatcher, the others straight to scaled_dot_product_attention."""
+    """Dispatched sites go through diffusers' dispatcher, the others straight to scaled_dot_product_attention.
+
+    And more than a timestep for each sample is given to no denoiser whose facts do not say so.
+    """
     case = FAMILIES[name]
     pipe = case.build()
     facts = inspect_pipeline(pipe)
@@ -73,8 +76,16 @@ def test_attention_sites_call_what_the_facts_say(name: str, monkeypatch: pytest.
 
     if original is not None:
         monkeypatch.setattr(module, "dispatch_attention_fn", counting)
+    ranks: set[int] = set()
+    for denoiser in facts.denoisers:
+
+        def watch(module: object, args: tuple, kwargs: dict, denoiser: Denoiser = denoiser) -> None:
+            ranks.add(torch.as_tensor(denoiser.argument("timestep", args, kwargs)).ndim)
+
+        denoiser.module.register_forward_pre_hook(watch, with_kwargs=True)
     case.run(pipe, num_inference_steps=2)
     assert expected == {dispatched > 0}
+    assert facts.family.per_token_timesteps or max(ranks) <= 1
 
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)

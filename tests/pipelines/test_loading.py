@@ -286,11 +286,12 @@ def test_code_in_a_folder_is_not_run(where: str, folder: Folder, tmp_path: Path)
     assert not (tmp_path / "trace").exists()
 
 
-def hub_cache(folder: Path, cache: Path, name: str = "models--org--name") -> str:
-    """Put a folder into a hub cache, as a download would have; returns the cache."""
-    (cache / name / "refs").mkdir(parents=True)
-    (cache / name / "refs/main").write_text(COMMIT)
-    shutil.copytree(folder, cache / name / "snapshots" / COMMIT)
+def hub_cache(folder: Path, cache: Path, revision: str = "main", commit: str = COMMIT) -> str:
+    """Put a folder into a hub cache as a revision of org/name, as a download would have; returns the cache."""
+    model = cache / "models--org--name"
+    (model / "refs").mkdir(parents=True, exist_ok=True)
+    (model / "refs" / revision).write_text(commit)
+    shutil.copytree(folder, model / "snapshots" / commit)
     return str(cache)
 
 
@@ -319,6 +320,9 @@ def test_a_look_at_a_hub_model_reads_no_weights(
     assert look_up(whole) == (diffusers.WanPipeline, whole)
     with pytest.raises(AccelError, match="there is no folder org/other"):
         look_up("org/other")
+    other = hub_cache(whole, tmp_path / "other", revision="v2", commit="f" * 40)
+    _, where = look_up("org/name", configs=("transformer",), cache_dir=other, revision="v2", local_files_only=True)
+    assert where == tmp_path / "other" / "models--org--name" / "snapshots" / ("f" * 40)
 
 
 def test_a_pickle_in_the_cache_is_refused(folder: Folder, tmp_path: Path) -> None:

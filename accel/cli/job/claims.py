@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from accel.cli.exits import note
+from accel.errors import AccelError
 
 fcntl: ModuleType | None
 try:
@@ -24,12 +25,20 @@ class Claims:
     """Locks on the outputs of one folder: one byte for each name, of an empty file that all processes open.
 
     POSIX record locks hold between the machines that share a folder too. Close it when nothing is left to make; the
-    file stays, because another process may be about to lock it.
+    file stays, because another process may be about to lock it. Raises `AccelError`, when it is made, where the file
+    cannot be opened for writing, without which nothing can be locked.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise AccelError(
+                f"cannot write {folder / LOCK_FILE}, by which processes tell each other what they make: {reason}; "
+                "make it a file that you may write, or choose another folder"
+            ) from error
         self._works = True
 
     def close(self) -> None:

@@ -17,6 +17,8 @@ from accel.cli.outputs import OutputFiles
 from accel.cli.request import InputFile, Request
 from accel.config import AccelConfig
 from accel.errors import AccelError
+from accel.methods.base import MethodConfig
+from accel.reporting import side_file
 from accel.reporting.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 _LONGEST_SLUG = 40
@@ -59,12 +61,22 @@ class Plan:
         return where(self.file, item.number)
 
 
-def plan(file: Path, lines: Sequence[Line], folder: Path, base: Request, pipeline: type, config: AccelConfig) -> Plan:
+def plan(
+    file: Path,
+    lines: Sequence[Line],
+    folder: Path,
+    base: Request,
+    pipeline: type,
+    config: AccelConfig,
+    dtype: str | None,
+) -> Plan:
     """Checks every line as far as that can be done without the model.
 
     `base` holds where a line says nothing else; its seed is that of line 1, and each further line takes the next.
+    `dtype` is that in which the model will be loaded, whoever chose it; None where the loader chooses.
     """
-    call.check_call(pipeline, base)
+    call.check_call(pipeline, base, whole=False)
+    alike = _of_all_lines(base, pipeline, config, dtype)
     image_file = functools.cache(request.image_file)
     items: list[Item] = []
     taken: dict[str, Item] = {}
@@ -74,7 +86,7 @@ def plan(file: Path, lines: Sequence[Line], folder: Path, base: Request, pipelin
             call.check_call(pipeline, asked)
             video = call.makes_video(pipeline) and asked.call.get("num_frames") != 1
             media = folder / _name(line, video=video)
-            item = Item(line.number, asked, media, _identity(asked, media.name, pipeline, config))
+            item = Item(line.number, asked, media, _identity(asked, media.name, alike))
             # Some systems take A and a for one name, and two ways to write an accent too.
             key = unicodedata.normalize("NFC", media.stem).casefold()
             if key in taken:
@@ -90,7 +102,7 @@ def plan(file: Path, lines: Sequence[Line], folder: Path, base: Request, pipelin
 
 def check_on(pipe: Any, plan: Plan, base: Request) -> None:
     """Checks every line on the loaded pipeline, which alone knows what sizes it takes."""
-    call.check_call(pipe, base)
+    call.check_call(pipe, base, whole=False)
     checked = set()
     for item in plan.items:
         with blaming(plan.file, item.number):
@@ -123,26 +135,41 @@ def _request(line: Line, base: Request, image_file: Callable[[str], InputFile]) 
     )
 
 
-def _identity(asked: Request, name: str, pipeline: type, config: AccelConfig) -> dict[str, Any]:
+def _identity(asked: Request, name: str, alike: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides what is in the output, but for the weights; not where and with how much memory it is made."""
+    image = asked.image and asked.image.sha256
+    return {"prompt": asked.prompt, "seed": asked.seed, **asked.call, "image": image, "output": name, **alike}
+
+
+def _of_all_lines(base: Request, pipeline: type, config: AccelConfig, dtype: str | None) -> dict[str, Any]:
+    """What decides it for all lines alike."""
     return {
-        "prompt": asked.prompt,
-        "seed": asked.seed,
-        **asked.call,
-        "image": asked.image and asked.image.sha256,
-        "output": name,
-        "fps": asked.fps,
+        "fps": base.fps,
         "pipeline": pipeline.__name__,
-        "size": asked.demo_size,
-        "dtype": asked.dtype,
-        "vae_tiling": asked.vae_tiling,
-        "compile": asked.compile,
-        "loras": [lora.identity() for lora in asked.loras],
-        "revision": asked.revision,
-        "variant": asked.variant,
+        "size": base.demo_size,
+        "dtype": dtype,
+        "vae_tiling": base.vae_tiling,
+        "compile": base.compile,
+        "loras": [lora.identity() for lora in base.loras],
+        "revision": base.revision,
+        "variant": base.variant,
         "methods": sorted(method.method for method in config.methods),
-        **{f"{m.method}.{name}": value for m in config.methods for name, value in m.model_dump().items()},
+        **{f"{m.method}.{name}": value for m in config.methods for name, value in _settings(m).items()},
     }
+
+
+def _settings(config: MethodConfig) -> dict[str, Any]:
+    """A method's settings; of a file, what is in it, which may change while its name stays, or stay under another."""
+    found = config.model_dump()
+    for name in config.files:
+        if found[name] is None:
+            continue
+        try:
+            found[name] = side_file.file_sha256(Path(found[name]))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise AccelError(f"{config.method} cannot read its {name} {found[name]}: {reason}") from error
+    return found
 
 
 def _name(line: Line, *, video: bool) -> str:

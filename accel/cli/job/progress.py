@@ -6,6 +6,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accel.cli.durations import count, duration
@@ -46,8 +48,7 @@ class Progress:
             f"{self._plan.file}: {count(total, 'line')} into {self._plan.folder}{os.sep}, {done} done before, "
             f"{total - done} to make{f', by {several} processes' if several > 1 else ''}"
         )
-        others = {n: each.why for n, each in found.items() if each.standing is Standing.OTHER}
-        self._list([f"line {number} is made again: {why}" for number, why in others.items()])
+        self.made_again({n: each.why for n, each in found.items() if each.standing is Standing.OTHER})
         failed = {n: why for n, item in self._items.items() if (why := last_error(item)) is not None}
         again = [n for n in failed if found[n].standing is not Standing.DONE]
         self._list([f"line {number} failed last time and is tried again: {failed[number]}" for number in again])
@@ -58,11 +59,15 @@ class Progress:
                 f"such as {strays[0]}; left as {'it is' if len(strays) == 1 else 'they are'}"
             )
 
+    def made_again(self, why: Mapping[int, str]) -> None:
+        """Names the lines in whose place something else is, with the reason."""
+        self._list([f"line {number} is made again: {reason}" for number, reason in why.items()])
+
     def begin(self, found: dict[int, Found]) -> None:
         """Starts the clock."""
         for number, item in self._items.items():
             if found[number].standing is not Standing.DONE:
-                self._missing[item.media.name] = _changed(item)
+                self._missing[item.media.name] = _changed(item.media)
         self._began = time.perf_counter()
 
     def start(self, item: Item, pipe: Any) -> None:
@@ -102,8 +107,9 @@ class Progress:
         """How many of the missing outputs are there by now, whoever made them."""
         there = set(os.listdir(self._plan.folder))
         folder = self._plan.folder
+        # Of those that are being replaced, the old one may have gone since, and the new one not have come.
         return sum(
-            name in there and (before is None or (folder / name).stat().st_mtime_ns != before)
+            name in there and (before is None or _changed(folder / name) not in (None, before))
             for name, before in self._missing.items()
         )
 
@@ -121,8 +127,9 @@ class Progress:
         return sorted(n for n in os.listdir(self._plan.folder) if n not in known and _NUMBERED.fullmatch(n))
 
 
-def _changed(item: Item) -> int | None:
+def _changed(file: Path) -> int | None:
+    """When a file was changed; None where there is none."""
     try:
-        return item.media.stat().st_mtime_ns
+        return file.stat().st_mtime_ns
     except OSError:
         return None

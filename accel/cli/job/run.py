@@ -25,7 +25,7 @@ from accel.cli.job.report import Outcome
 from accel.cli.job.state import Found, Standing, keep_error, look, of_model
 from accel.cli.methods import MethodOptions
 from accel.cli.once import Done, call_once
-from accel.cli.prepare import place
+from accel.cli.prepare import number_format, place
 from accel.cli.printing import Format
 from accel.cli.request import Request
 from accel.cli.run_generate import Ready, chosen_methods, load_ready
@@ -58,8 +58,9 @@ def carry_out(job: Job, processes: Processes) -> None:
     """
     began = time.perf_counter()
     config, origin = chosen_methods(job.base, job.options)
+    device = processes.device(place(job.base))
     pipeline, stored = look_up(job.base.model, revision=job.base.revision)
-    todo = plan(job.file, job.lines, job.folder, job.base, pipeline, config)
+    todo = plan(job.file, job.lines, job.folder, job.base, pipeline, config, number_format(job.base, device))
     found = {item.number: look(item) for item in todo.items}
     if any(each.standing is Standing.DONE for each in found.values()):
         weights = _weights(job.base, stored)
@@ -71,20 +72,21 @@ def carry_out(job: Job, processes: Processes) -> None:
     progress.introduce(found)
     progress.say(f"{origin}: {methods.describe(config)}")
 
-    device = processes.device(place(job.base))
     group = processes.join(device)
     outcomes: list[Outcome] = []
     load_seconds = 0.0
     # Weights of the hub are known only once they are loaded.
     if weights is None or any(each.standing is not Standing.DONE for each in found.values()):
         progress.say(f"loading {job.base.model}")
-        ready = load_ready(job.base, config, device)
+        ready = load_ready(job.base, config, device, weights)
         load_seconds = ready.load_seconds
         dtype = str(ready.pipe.dtype).removeprefix("torch.")
+        before = found
         found = {
-            item.number: of_model(found[item.number], item, weights=ready.weights, dtype=dtype) for item in todo.items
+            item.number: of_model(before[item.number], item, weights=ready.weights, dtype=dtype) for item in todo.items
         }
         _refuse_others(todo, found, overwrite=job.overwrite)
+        progress.made_again({number: each.why for number, each in found.items() if each is not before[number]})
         check_on(ready.pipe, todo, job.base)
         progress.begin(found)
         share = todo.items[processes.rank :: processes.count]
@@ -160,21 +162,20 @@ class _Worker:
         # With lines left for another process, what is refused here is refused by all processes alike.
         if not left and all(each.standing is Standing.DONE for each in found.values()):
             return self._outcomes
-        self._job.folder.mkdir(parents=True, exist_ok=True)
-        claims = Claims(self._job.folder)
         acceleration: contextlib.AbstractContextManager[Session | None] = contextlib.nullcontext()
         if self._ready.config.methods:
+            # What it refuses is refused before there is a folder.
             acceleration = accel.enable(self._ready.pipe, self._ready.config)
         try:
             with acceleration as session:
-                # What another job is at is looked at again at the end.
-                for wait in (False, True):
-                    left = [item for item in left if not self._settle(item, session, claims, remains, wait=wait)]
+                self._job.folder.mkdir(parents=True, exist_ok=True)
+                with contextlib.closing(Claims(self._job.folder)) as claims:
+                    # What another job is at is looked at again at the end.
+                    for wait in (False, True):
+                        left = [item for item in left if not self._settle(item, session, claims, remains, wait=wait)]
         except KeyboardInterrupt:
             self._progress.interrupted()
             raise
-        finally:
-            claims.close()
         return self._outcomes
 
     def _settle(

@@ -87,6 +87,10 @@ def keep_error(item: Item, line: str, details: str) -> None:
 
 
 def _difference(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    if name == "dtype":
+        # Nobody need have asked for it: the kind of device decides then.
+        was, now = (asked.get(name) or "the model's own" for asked in (there, here))
+        return f"made with dtype {was}; now it is {now} (--dtype says which)"
     return f"made with {name} {_shown(there.get(name))}; the line asks for {_shown(here.get(name))}"
 
 
