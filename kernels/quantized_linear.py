@@ -74,7 +74,7 @@ def quantized_linear(
         x: (..., channels) in float16, bfloat16, float32 or float64.
         weight: what `quantize_int8` or `quantize_nvfp4` gave for the weight (outputs, channels): two or three tensors.
         bias: (outputs,) in a floating dtype.
-        activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations.
+        activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations, on any device.
         rotated: the weight is one that was multiplied by H / 128 of `rotation` before; activations are then multiplied
             by H.
         route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`; 1 to look for outliers, 2 for the largest
@@ -181,7 +181,9 @@ def multiply(
         return F.linear(x, stored_weight(weight, rotated, x.dtype), None if bias is None else bias.to(x.dtype))
     if len(weight) != 3:
         raise ValueError("quantized_linear has no product of NVFP4 activations with an INT8 weight: use int8 or plain")
-    result, largest = rounding_nvfp4_linear(x, activation_scale, weight[0], weight[1], weight[2], bias, rotate=rotated)
+    # Where a model is spread over several devices, it may be on another.
+    scale = activation_scale.to(x.device)
+    result, largest = rounding_nvfp4_linear(x, scale, weight[0], weight[1], weight[2], bias, rotate=rotated)
     _raise_to(seen, 1, largest)
     return result
 

@@ -106,7 +106,6 @@ class MixedPrecision(Sparing):
         self._measuring: Measurements | None = None
         # None where the settings decide.
         self._make_rule: Callable[[], Rule] | None = None
-        self.fingerprint = ""
         # The layers that get a format for each call.
         self._by_block: dict[tuple[str, int], list[Layer]] = {}
         self._num_steps = 0
@@ -139,10 +138,9 @@ class MixedPrecision(Sparing):
     def install(self) -> list[Callable[[], None]]:
         check(self.config)
         denoisers = self.context.facts.denoisers
-        self.fingerprint = fingerprint(self.name, denoisers)
         if self.config.calibration is not None:
             self._calibration = Calibration.load(self.config.calibration)
-            self._calibration.check(self.fingerprint, self._low, self.config.rotate)
+            self._calibration.check(fingerprint(self.name, denoisers), self._low, self.config.rotate)
             self.scales = self._calibration.scales
         undo = super().install()
         for layer in self._all():

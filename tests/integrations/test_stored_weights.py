@@ -54,7 +54,8 @@ def test_each_weight_is_what_the_kernels_make_of_it(
         plain = before.get_submodule(path)
         expected = store(plain.weight.detach(), weights, rotate)
         assert (module.weight_format, module.rotated) == (weights, rotate)
-        assert sum(b.nbytes for b in module.buffers()) == stored_bytes(weights, *plain.weight.shape)
+        held = (*module.buffers(), module.activation_scale)
+        assert sum(tensor.nbytes for tensor in held) == stored_bytes(weights, *plain.weight.shape)
         for mine, theirs in zip(module.stored, expected, strict=True):
             assert mine.dtype == theirs.dtype and torch.equal(mine.float(), theirs.float())
         assert torch.equal(module.bias, plain.bias)

@@ -57,7 +57,8 @@ def test_bytes_before_and_after_are_those_of_the_layers() -> None:
     weights = [p for n, p in pipe.transformer.blocks.named_parameters() if p.ndim == 2]
     with enable(pipe, quantize="nvfp4") as session:
         run(pipe, num_inference_steps=1)
-        held = sum(b.nbytes for m in pipe.transformer.modules() if isinstance(m, QuantizedLinear) for b in m.buffers())
+        linears = [module for module in pipe.transformer.modules() if isinstance(module, QuantizedLinear)]
+        held = sum(tensor.nbytes for module in linears for tensor in (*module.buffers(), module.activation_scale))
         assert not [n for n, p in pipe.transformer.blocks.named_parameters() if p.ndim == 2]
     report = last(session)
     assert report["weight_bytes_before"] == sum(weight.nbytes for weight in weights)

@@ -84,7 +84,8 @@ def test_undo_gives_back_the_very_linear(weight: WeightFormat, rotated: bool) ->
 def test_bytes_are_those_of_the_formula(weight: WeightFormat) -> None:
     for outputs, channels in ((128, 256), (7, 48), (1, 16)):
         module = quantized(linear(outputs, channels, bias=False), weight)
-        assert sum(buffer.nbytes for buffer in module.buffers()) == stored_bytes(weight, outputs, channels)
+        held = (*module.buffers(), module.activation_scale)
+        assert sum(tensor.nbytes for tensor in held) == stored_bytes(weight, outputs, channels)
         assert not list(module.parameters())
     transient = scratch_bytes("nvfp4", "int8", 128, 256, 4, "cpu")
     assert sum(part.nbytes for part in nvfp4_to_int8(*quantized(linear(), "nvfp4").stored)) == transient
