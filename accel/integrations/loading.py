@@ -17,6 +17,7 @@ from accel.integrations.config import Quantizer, StoredWeightsConfig
 from accel.methods.base import MethodConfig
 from accel.methods.quantization_settings import QuantizationConfig
 from accel.pipelines import loading
+from accel.pipelines.families import families
 from accel.pipelines.folders import read_index
 from accel.pipelines.sites import family_of
 
@@ -56,6 +57,12 @@ def load_pipeline(
         if kwargs.get("quantization_config") is not None:
             raise AccelError("quantize and quantization_config both say how weights are stored; give one of the two")
         config = AccelConfig(quantize=quantize).quantize
+        there = next((name for name in _denoisers() if kwargs.get(name) is not None), None)
+        if there is not None and config is not None:
+            raise AccelError(
+                f"quantize stores weights while they are loaded, and {there} was loaded before: leave quantize out, "
+                f"and load {there} with quantization_config=accel.StoredWeightsConfig(...)"
+            )
         stored = _stored(model, config, kwargs) if isinstance(config, QuantizationConfig) else {}
         if stored:
             kwargs["quantization_config"] = PipelineQuantizationConfig(quant_mapping=stored)
@@ -78,6 +85,11 @@ def _stored(model: str | Path, config: QuantizationConfig, given: Mapping[str, A
                 f"already, in {before}: leave quantize out, or load the original model"
             )
     return {name: wanted for name, before in found.items() if before is None}
+
+
+def _denoisers() -> list[str]:
+    """What pipelines call their transformers."""
+    return sorted({name for family in families().values() for name in family.denoisers})
 
 
 def _came_in(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from accel.errors import AccelError
 from accel.methods.stored_linear import StoredLinear
 from tests.conformance.snapshot import snapshot
 from tests.integrations.stored import LINEARS, config, load, one_step, stored
-from tests.methods.quantized import enable, last, run
+from tests.methods.quantized import CASE, enable, last, run
 from tests.tiny_pipelines import TINY, add_lora
 
 
@@ -86,6 +86,8 @@ def test_load_pipeline_refuses_what_is_not_there(original: Path, saved: Path) ->
         accel.load_pipeline(original, quantize="int4")
     with pytest.raises(AccelError, match="give one of the two"):
         accel.load_pipeline(original, quantize="int8", quantization_config=config())
+    with pytest.raises(AccelError, match="and transformer was loaded before: leave quantize out, and load transformer"):
+        accel.load_pipeline(original, quantize="int8", transformer=CASE.build().transformer)
     assert len(stored(accel.load_pipeline(saved, quantize="mixed"))) == LINEARS
     assert len(stored(accel.load_pipeline(saved))) == LINEARS
     assert not stored(accel.load_pipeline(original, quantize="none"))
