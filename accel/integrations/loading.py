@@ -13,7 +13,7 @@ from diffusers.quantizers import PipelineQuantizationConfig
 
 from accel.config import AccelConfig
 from accel.errors import AccelError
-from accel.integrations.config import Quantizer, StoredWeightsConfig
+from accel.integrations.config import FORMATS, Quantizer, StoredWeightsConfig
 from accel.methods.base import MethodConfig
 from accel.methods.quantization_settings import QuantizationConfig
 from accel.pipelines import loading
@@ -85,6 +85,15 @@ def _stored(model: str | Path, config: QuantizationConfig, given: Mapping[str, A
                 f"already, in {before}: leave quantize out, or load the original model"
             )
     return {name: wanted for name, before in found.items() if before is None}
+
+
+def came_stored(model: str | Path, *, revision: str | None = None) -> bool:
+    """Whether the weights of all transformers of a model were saved as Accel stores them; reads no weights."""
+    pipeline, folder = loading.look_up(model, configs=_denoisers(), revision=revision)
+    index = read_index(folder)
+    names = [name for name in family_of(pipeline)[0].denoisers if (index.get(name) or [None])[0] is not None]
+    formats = [weight_format.upper() for weight_format in FORMATS]
+    return all(_came_in(folder / name / "config.json") in formats for name in names)
 
 
 def _denoisers() -> list[str]:

@@ -37,7 +37,7 @@ from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, QuantizedLinear
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.stored_linear import StoredLinear, rest, stored_layers
 from accel.methods.weight_bytes import WeightFormat
-from accel.pipelines.offloading import regroup
+from accel.pipelines.offloading import groups, regroup
 from accel.pipelines.sites import Denoiser
 from accel.runtime.recorder import RunRecord
 
@@ -121,6 +121,7 @@ class Quantization(Method):
             self._module(layer).seen.zero_()
         self._watch = ActivationWatch(self.layers)
         self._tell_of_replaced()
+        self._tell_of_streams()
 
     def end_run(self) -> None:
         if not self._running:
@@ -257,6 +258,15 @@ class Quantization(Method):
                 )
                 self.context.recorder.note(text)
                 warnings.warn(text, AccelWarning, stacklevel=2)
+
+    def _tell_of_streams(self) -> None:
+        # With one, diffusers brings buffers onto the device and takes none off it.
+        for denoiser in self.context.facts.denoisers:
+            if any(group.stream is not None for group in groups(denoiser.module)):
+                self.context.recorder.note(
+                    f"{self.name}: pipe.{denoiser.name} is offloaded in groups with a stream, and the stored weights "
+                    "stay on the device: use_stream=False takes them off"
+                )
 
     def _tell_of_activations(self) -> None:
         watch, self._watch = self._watch, ActivationWatch(self.layers)

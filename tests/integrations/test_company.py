@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 
 import accel
+from accel.cli.prepare import _offload, check_offload
+from accel.cli.request import Request
+from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.methods.stored_linear import StoredLinear
 from tests.conformance.snapshot import snapshot
@@ -155,6 +159,22 @@ def test_offloading(saved: Path) -> None:
     with enable(pipe, quantize="nvfp4") as session:
         assert torch.equal(one_step(pipe), expected)
     assert last(session)["calls"]["nvfp4"] == LINEARS * 2
+
+
+def test_offloading_by_the_command_line(original: Path, saved: Path) -> None:
+    """In groups what came stored alone, and without a stream, with which it would stay on the GPU."""
+    asked, method = Request("x", 0, str(saved), cpu_offload="group"), AccelConfig(quantize="nvfp4")
+    check_offload(asked, [method])
+    check_offload(replace(asked, model=str(original)), [AccelConfig(cache="delta")])
+    for other in ({"model": str(original)}, {"model": "demo"}):
+        with pytest.raises(AccelError, match="nvfp4: --cpu-offload group takes hold of the weights before"):
+            check_offload(replace(asked, **other), [AccelConfig(), method])
+    streams = []
+    for folder in (saved, original):
+        pipe = load(folder)
+        pipe.enable_group_offload = lambda *args, use_stream, **kwargs: streams.append(use_stream)
+        _offload(pipe, "group", "cuda")
+    assert streams == [False, True]
 
 
 def test_two_transformers(tmp_path: Path) -> None:
