@@ -220,6 +220,9 @@ class Quantization(Method):
     ) -> Any:
         modules = [(layer, self._module(layer)) for layer in self.layers[denoiser.name]]
         sample = denoiser.argument("hidden_states", args, kwargs)
+        if isinstance(sample, list):
+            # Some transformers are given their samples one by one.
+            sample = sample[0]
         device = sample.device if isinstance(sample, torch.Tensor) else None
         if isinstance(sample, torch.Tensor):
             self.context.recorder.fact(self.name, "form", select(sample))

@@ -68,6 +68,15 @@ def test_bytes_before_and_after_are_those_of_the_layers() -> None:
     assert report["originals"] == "in host memory" and "originals in host memory" in str(session.summary())
 
 
+def test_samples_in_a_list_tell_where_it_runs() -> None:
+    """Without that neither the form of the operations is known nor the device whose formats count."""
+    case = TINY["z_image"]
+    pipe = case.build()
+    with enable(pipe, quantize="nvfp4-weight") as session:
+        case.run(pipe, num_inference_steps=1)
+    assert last(session)["scratch_bytes"] > 0
+
+
 def test_the_users_list_adds_to_the_familys_and_another_overrides_it() -> None:
     pipe = CASE.build()
     all_linears = {n for n, m in pipe.transformer.named_modules() if isinstance(m, nn.Linear)}
