@@ -19,7 +19,7 @@ import torch
 
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.forms import select
-from accel.kernels.quantized_linear import ACTIVATIONS, Activation
+from accel.kernels.quantized_linear import ACTIVATIONS, Activation, emulation
 from accel.kernels.rotation import BLOCK
 from accel.methods.activation_scales import range_of
 from accel.methods.activation_watch import ActivationWatch, in_short
@@ -36,7 +36,7 @@ from accel.methods.quantization_settings import QuantizationConfig as Quantizati
 from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, QuantizedLinear, store
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.stored_linear import StoredLinear, rest, stored_layers
-from accel.methods.weight_bytes import WeightFormat
+from accel.methods.weight_bytes import Product, WeightFormat
 from accel.pipelines.offloading import groups, regroup
 from accel.pipelines.sites import Denoiser
 from accel.runtime.recorder import RunRecord
@@ -225,7 +225,7 @@ class Quantization(Method):
             sample = sample[0]
         device = sample.device if isinstance(sample, torch.Tensor) else None
         if isinstance(sample, torch.Tensor):
-            self.context.recorder.fact(self.name, "form", select(sample))
+            self.context.recorder.fact(self.name, "form", _form(sample))
         for _, module in modules:
             module.ran.zero_()
             module.watch_on(device or module.seen.device)
@@ -287,6 +287,12 @@ def _nothing(left: Counter[str]) -> str:
     """That there is no linear to quantize, and what became of all."""
     found = ", ".join(f"{number} {why}" for why, number in left.most_common())
     return f"no linear is left to quantize ({found}): name fewer in modules_to_not_convert, or load the original model"
+
+
+def _form(sample: torch.Tensor) -> Product:
+    """The form in which the products of a call run."""
+    form = select(sample)
+    return "native" if form == "triton" and emulation("nvfp4", "nvfp4", sample.device) is None else form
 
 
 def _place_of_originals(files: dict[str, WeightFile] | None) -> str:
