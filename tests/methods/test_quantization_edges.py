@@ -59,6 +59,15 @@ def test_a_file_that_was_written_anew_gives_nothing_back(tmp_path: Path) -> None
         session.disable()
 
 
+def test_a_dropped_weight_has_no_more_digits_than_the_model_had(tmp_path: Path) -> None:
+    """The file is in float32, the model was loaded in bfloat16 and is in float32 by the end."""
+    pipe = save_locally(CASE.build(), tmp_path).to(torch.bfloat16)
+    twin = copy.deepcopy(pipe.transformer)
+    with enable(pipe, quantize="int8", keep_original=False):
+        pipe.to(torch.float32)
+    assert same(weights(pipe), twin.to(torch.float32).state_dict())
+
+
 @pytest.mark.parametrize("keep_original", [True, False])
 def test_weights_that_two_modules_share_are_refused(tmp_path: Path, keep_original: bool) -> None:
     """The other module would find the weight in host memory, or gone."""
