@@ -40,6 +40,8 @@ from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
 
 Measured = Literal["change", "errors", "ratios"]
+# A line on which every error is unknown.
+_UNKNOWN = (math.nan, math.nan)
 # Under which it is recorded that the rule chose NVFP4 for a layer that ran in INT8.
 _REPLACED = "mixed, in place of the format chosen"
 
@@ -205,6 +207,7 @@ class MixedPrecision(Sparing):
             steps=record.num_steps,
             shares=[] if figures["target_bits"] is None else [self._wanted_share(name) for name in self.layers],
             purified=self.config.purify,
+            without_line=bool(self._without_line()),
         )
         return figures
 
@@ -220,13 +223,21 @@ class MixedPrecision(Sparing):
 
     def _rule_of_settings(self, denoiser: str) -> Rule:
         config, found = self.config, self._calibration
+        # Of a layer that the calibration runs did not measure nothing is known.
+        lines = {} if found is None else {**dict.fromkeys(self._without_line(), _UNKNOWN), **found.lines}
         if config.threshold is not None:
-            return ThresholdRule(config.threshold, found.lines if found else {})
+            return ThresholdRule(config.threshold, lines)
         share = min(1.0, max(0.0, self._wanted_share(denoiser)))
         if found is not None:
             later = later_share(share, self._num_steps, len(self.context.facts.denoisers))
-            return ThresholdRule(found.threshold(1.0 - later), found.lines)
+            return ThresholdRule(found.threshold(1.0 - later), lines)
         return ShareRule(share)
+
+    def _without_line(self) -> list[str]:
+        """The layers that the rule chooses for and the calibration says nothing of; none without a calibration."""
+        lines = self._calibration.lines if self._calibration is not None else None
+        names = (layer.name for layer in chain.from_iterable(self._by_block.values()))
+        return [] if lines is None else [name for name in names if name not in lines]
 
     def _rule_in_words(self) -> str:
         config = self.config

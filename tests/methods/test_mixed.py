@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ from accel.kernels.nvfp4 import quantize_nvfp4
 from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, quantized_linear
 from accel.measure.calibration import calibrate_mixed
 from accel.methods.layer_choice import Layer
-from accel.methods.mixed import _largest_to_mean, _quadratic_mean, _together
+from accel.methods.mixed import MixedPrecision, _largest_to_mean, _quadratic_mean, _together
 from accel.methods.precision_calibration import Calibration
 from accel.methods.precision_rule import ShareRule, ThresholdRule, later_share
 from accel.pipelines.families import families
@@ -347,6 +348,16 @@ def test_a_calibration_is_made_saved_and_held_to(tmp_path: Any) -> None:
     assert report["calibrated"] and min(report["calls"]["nvfp4"], report["calls"]["int8"]) > 0
     # The first step, all INT8, is taken off what the others get.
     assert report["average_bits"] == pytest.approx(6.0, abs=0.3)
+    # As one that was made with other linears left alone: what it has no line for is not known, however little changes.
+    lines = {name: line for name, line in found.lines.items() if ".attn1." not in name}
+    part = dataclasses.replace(found, lines=lines).save(tmp_path / "part.json")
+    with enable(pipe, quantize="mixed", calibration=str(part), emulate=True) as session:
+        run(pipe)
+        (method,) = session.methods
+        assert isinstance(method, MixedPrecision)
+        chosen = method._rule_of_settings("transformer").high(method._all(), dict.fromkeys(range(4), 0.0), {}, 2)
+        assert {layer.index for layer in method._all() if layer.name not in lines} <= chosen
+    assert last(session)["off_target"] == "the calibration says nothing of some layers, which get the finer format"
     with pytest.raises(AccelError, match="made for rotate=True: calibrate again"):
         enable(pipe, quantize="mixed", calibration=str(path), rotate=False)
     with torch.no_grad():
