@@ -244,6 +244,23 @@ def test_which_gpus_have_the_instructions(monkeypatch: pytest.MonkeyPatch, arch:
         assert method.runs_in("plain", torch.device("cuda")) == "plain"  # type: ignore[attr-defined]
 
 
+def test_a_block_may_be_given_its_input_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a model is spread over several, and a hook inside of the block brings the input over."""
+    seen = []
+
+    def statistics(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        seen.append((after.device, before.device))
+        return torch.zeros(6)
+
+    monkeypatch.setattr("accel.methods.mixed.delta_statistics", statistics)
+    with enable(CASE.build(), quantize="mixed") as session:
+        (method,) = session.methods
+        assert isinstance(method, MixedPrecision)
+        (denoiser,) = method.context.facts.denoisers
+        method._measure(0, denoiser.blocks[0], (torch.zeros(2),), (torch.zeros(2, device="meta"),), [])
+    assert seen == [(torch.device("meta"), torch.device("meta"))]
+
+
 @pytest.mark.parametrize(("low", "high", "bits"), [("nvfp4", "int8", 6), ("nvfp4", "16bit", 6), ("int8", "16bit", 12)])
 def test_the_bits_that_are_aimed_at_where_none_are_named(low: Any, high: Any, bits: float) -> None:
     config = accel.MixedPrecisionConfig(low=low, high=high)
