@@ -191,7 +191,10 @@ class Quantization(Method):
         module = layer.module
         assert isinstance(module, StoredLinear)
         module.choose(self.default_activation(layer))
-        self.weights.add(module, module.weight_dtype.itemsize, unrotated=False)
+        judged = [each.module for each in self.layers[layer.denoiser] if not each.modulation]
+        rotates = any(isinstance(other, StoredLinear) and other.rotated for other in judged)
+        unrotated = rotates and not (module.rotated or layer.modulation)
+        self.weights.add(module, module.weight_dtype.itemsize, unrotated=unrotated)
         return [partial(rest, module)]
 
     def _convert(self, layer: Layer, files: dict[str, WeightFile] | None) -> list[Callable[[], None]]:

@@ -216,7 +216,7 @@ def test_modulation_of_other_families(name: str, tmp_path: Path) -> None:
     with enable(other, quantize=method) as session:
         case.run(other, num_inference_steps=1)
     assert kinds == {"int8", "nvfp4"} == set(report["layers"])
-    for figure in ("layers", "calls", "rotated", "weight_bytes"):
+    for figure in ("layers", "calls", "rotated", "unrotated", "weight_bytes"):
         assert report[figure] == last(session)[figure], figure
 
 

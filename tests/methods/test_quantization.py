@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,9 +124,14 @@ def test_the_most_sensitive_are_spared(static_format: str, layers: dict[str, int
     assert {path for path, found in formats.items() if found != "nvfp4"} == set(worst)
 
 
-def test_layers_that_cannot_be_rotated_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("came", ["as it is", "stored"])
+def test_layers_that_cannot_be_rotated_are_counted(monkeypatch: pytest.MonkeyPatch, came: str, tmp_path: Path) -> None:
     monkeypatch.setitem(video.WAN_SHAPE, "ffn_dim", 208)
-    pipe = CASE.build()
+    pipe: Any = CASE.build()
+    if came == "stored":
+        pipe.save_pretrained(tmp_path)
+        pipe = accel.load_pipeline(tmp_path, quantize="int8")
+        pipe.set_progress_bar_config(disable=True)
     with enable(pipe, quantize="int8") as session:
         run(pipe, num_inference_steps=1)
     report = last(session)
