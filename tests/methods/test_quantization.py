@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,22 @@ def test_activations_that_are_not_finite_are_told_by_name() -> None:
     session.disable()
     texts = [" ".join(record["notes"]) for record in session.summary().to_dict()["runs"]]
     assert "transformer.blocks.3.attn1.to_out.0" in texts[0] and "not finite" not in texts[1]
+
+
+def test_a_warning_at_the_end_of_a_run_that_is_made_an_error_leaves_no_run_open() -> None:
+    pipe = CASE.build()
+    session = enable(pipe, quantize="int8", cache="delta")
+    handle = pipe.transformer.blocks[3].ffn.register_forward_pre_hook(lambda _, args: (args[0] * torch.nan,))
+    with pytest.raises(AccelWarning, match="were not finite"):
+        run(pipe, num_inference_steps=2)
+    handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccelWarning)
+        run(pipe, num_inference_steps=1)
+    session.disable()
+    broken, sound = session.summary().to_dict()["runs"]
+    assert broken["state"] == sound["state"] == "finished" and broken["methods"]["int8"]["calls"]["int8"] > 0
+    assert "not finite" in " ".join(broken["notes"]) and "not finite" not in " ".join(sound["notes"])
 
 
 def test_fusing_is_refused_and_a_loaded_adapter_is_not() -> None:
