@@ -46,7 +46,8 @@ def load_pipeline(
         device: where to put the pipeline, such as `"cuda"`; without it, it stays where diffusers loads it.
         quantize: name or configuration of a quantization. The weights of the transformers are stored as it has them,
             one by one while they are read, so that the whole of them is never in memory; `accel.enable` with the same
-            `quantize` takes them as they are. A folder that was saved so needs no `quantize`.
+            `quantize` takes them as they are. A folder that was saved so needs no `quantize`, and a transformer that is
+            given as an object takes none.
         **kwargs: what `DiffusionPipeline.from_pretrained` takes: components as objects (`vae=...`),
             `revision`, `variant`, `token`, `cache_dir`, `local_files_only`, `device_map` and the like.
 
