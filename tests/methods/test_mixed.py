@@ -246,7 +246,7 @@ def test_which_gpus_have_the_instructions(monkeypatch: pytest.MonkeyPatch, arch:
 
 def test_a_block_may_be_given_its_input_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a model is spread over several, and a hook inside of the block brings the input over."""
-    seen = []
+    seen: list[tuple[torch.device, torch.device]] = []
 
     def statistics(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         seen.append((after.device, before.device))
