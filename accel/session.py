@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,11 @@ class Session:
     def _close_run(self, broken: bool) -> None:
         self._clock.end_run()
         self._ids = None
-        for method in self._methods:
-            method.end_run()
-        self._recorder.end_run(broken=broken)
+        # A warning of a method may be made an error: the others and the record end all the same.
+        with ExitStack() as ending:
+            ending.callback(self._recorder.end_run, broken=broken)
+            for method in reversed(self._methods):
+                ending.callback(method.end_run)
 
     def _denoise(
         self, denoiser: Denoiser, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from accel.kernels.quantized_linear import SEEN, Activation, multiply
 from accel.kernels.rotation import BLOCK
 from accel.methods.layer_choice import Layer, choose_layers
-from accel.methods.quantized_linear import store
+from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, store
 from accel.methods.weight_bytes import WeightFormat
 from accel.pipelines.sites import BlockSite, PipelineFacts, inspect_pipeline
 
@@ -33,9 +33,6 @@ PRODUCTS: dict[str, tuple[WeightFormat, Activation]] = {
 }
 # What the activations alone do, which is what mixed precision measures: W4A4 against W4A16.
 ACTIVATIONS = "A4"
-# As mixed precision gives them to rotated layers.
-_ROTATED_SCALE = torch.tensor(4.0)
-_SCALE = torch.tensor(1.0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class _Stored:
 
     def product(self, name: str, x: Tensor) -> Tensor:
         weight, activation = PRODUCTS[name]
-        scale = _ROTATED_SCALE if self.rotated else _SCALE
+        scale = torch.tensor(ROTATED_SCALE if self.rotated else SCALE)
         return multiply(activation, x, self.weights[weight], None, scale, self.rotated, torch.zeros(len(SEEN)))
 
 

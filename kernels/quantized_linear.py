@@ -56,6 +56,8 @@ _EXPONENT = 0x7F800000
 # The largest magnitude's group scale then lies between 85 and 171, of 448 that E4M3 holds. Chosen by us.
 _BELOW_LARGEST = 2.0**-9
 _SMALLEST_SCALE = 2.0**-100
+# What is only measured is made of so many rows at a time: all at once it would be several times the product itself.
+_ROWS = 4096
 
 
 def quantized_linear(
@@ -74,7 +76,7 @@ def quantized_linear(
         x: (..., channels) in float16, bfloat16, float32 or float64.
         weight: what `quantize_int8` or `quantize_nvfp4` gave for the weight (outputs, channels): two or three tensors.
         bias: (outputs,) in a floating dtype.
-        activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations.
+        activation_scale: one float32, a power of two: the tensor scale of NVFP4 activations, on any device.
         rotated: the weight is one that was multiplied by H / 128 of `rotation` before; activations are then multiplied
             by H.
         route: int64 (3,) on the CPU: the format's place in `ACTIVATIONS`; 1 to look for outliers, 2 for the largest
@@ -181,7 +183,9 @@ def multiply(
         return F.linear(x, stored_weight(weight, rotated, x.dtype), None if bias is None else bias.to(x.dtype))
     if len(weight) != 3:
         raise ValueError("quantized_linear has no product of NVFP4 activations with an INT8 weight: use int8 or plain")
-    result, largest = rounding_nvfp4_linear(x, activation_scale, weight[0], weight[1], weight[2], bias, rotate=rotated)
+    # Where a model is spread over several devices, it may be on another.
+    scale = activation_scale.to(x.device)
+    result, largest = rounding_nvfp4_linear(x, scale, weight[0], weight[1], weight[2], bias, rotate=rotated)
     _raise_to(seen, 1, largest)
     return result
 
@@ -190,6 +194,36 @@ def _raise_to(seen: Tensor, place: int, numbers: Tensor) -> None:
     if numbers.numel():
         # A maximum with a NaN is NaN, and stays so.
         seen[place] = torch.maximum(seen[place], numbers.amax().to(seen.device))
+
+
+def _look(looks: int, rows: Tensor, rotated: bool, seen: Tensor) -> None:
+    """Writes down the magnitudes of activations, of which there are some."""
+    largest = torch.linalg.vector_norm(rows, torch.inf).float()
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    mean = torch.linalg.vector_norm(rows, 1, dtype=wide) / rows.numel()
+    seen[2], seen[5] = largest / mean, mean
+    if looks < 2:
+        return
+    if not rotated:
+        _raise_to(seen, 4, largest)
+        return
+    for piece in rows.split(_ROWS):
+        _raise_to(seen, 4, torch.linalg.vector_norm(rotate(piece, dtype=torch.float32), torch.inf))
+
+
+def _measure(
+    activation: Activation, rows: Tensor, weight: Sequence[Tensor], scale: Tensor, rotated: bool, seen: Tensor
+) -> None:
+    """Writes down the error of activations in a format beside those that stay as they are."""
+    unseen = torch.zeros_like(seen)
+    norms = []
+    for piece in rows.split(_ROWS):
+        exact, rounded = (
+            multiply(each, piece, weight, None, scale, rotated, unseen).float() for each in ("plain", activation)
+        )
+        norms.append(torch.stack([exact.norm(), (rounded - exact).norm()]))
+    norm, off = torch.stack(norms).norm(dim=0)
+    seen[3], seen[6] = off / norm, norm
 
 
 @torch.library.custom_op("accel::quantized_linear", mutates_args=("ran", "seen"))
@@ -211,21 +245,11 @@ def _quantized_linear(
         raise ValueError(f"quantized_linear has the routes 0 to {len(ACTIVATIONS) - 1}, not {chosen}")
     rows = x.reshape(-1, x.shape[-1])
     if looks and rows.numel():
-        magnitudes = rows.abs().float()
-        mean = magnitudes.mean()
-        seen[2], seen[5] = magnitudes.amax() / mean, mean
-        if looks > 1:
-            _raise_to(seen, 4, rotate(rows, dtype=torch.float32).abs() if rotated else magnitudes)
+        _look(looks, rows, rotated, seen)
     weight = (codes, scales) if tensor_scale is None else (codes, scales, tensor_scale)
     if measured >= 0:
-        unseen = torch.zeros_like(seen)
         scale = fitting_scale(seen[4].to(x.device)) if looks > 1 else activation_scale
-        exact, rounded = (
-            multiply(activation, rows, weight, None, scale, rotated, unseen).float()
-            for activation in ("plain", ACTIVATIONS[measured])
-        )
-        norm = exact.norm()
-        seen[3], seen[6] = (rounded - exact).norm() / norm, norm
+        _measure(ACTIVATIONS[measured], rows, weight, scale, rotated, seen)
     result = multiply(ACTIVATIONS[chosen], rows, weight, bias, activation_scale, rotated, seen)
     ran[chosen] += 1
     return result.view(*x.shape[:-1], codes.shape[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from accel.cli.exits import RunFailed, note, one_line
 from accel.cli.request import Lora, Request
+from accel.config import AccelConfig
 from accel.errors import AccelError
 
 
@@ -32,6 +34,19 @@ def number_format(request: Request, device: str) -> str | None:
         return request.dtype
     # Models other than the demo are large, and are published for bfloat16.
     return "bfloat16" if request.model != "demo" and torch.device(device).type == "cuda" else None
+
+
+def check_offload(request: Request, configs: Iterable[AccelConfig]) -> None:
+    """Refuses, before anything is loaded, what groups would have hold of before it is quantized."""
+    from accel.integrations.loading import came_stored
+
+    method = next((config.quantize.method for config in configs if config.quantize is not None), None)
+    if request.cpu_offload != "group" or method is None or came_stored(request.model, revision=request.revision):
+        return
+    raise AccelError(
+        f"{method}: --cpu-offload group takes hold of the weights before they are quantized: use --cpu-offload model, "
+        "or a model that was saved with stored weights"
+    )
 
 
 def load(request: Request, device: str, dtype: str | None) -> Any:
@@ -81,8 +96,16 @@ def _offload(pipe: Any, kind: str, device: str) -> None:
             raise AccelError(f"{type(pipe).__name__} has no order for --cpu-offload model; use --cpu-offload group")
         pipe.enable_model_cpu_offload(device=device)
     else:
-        stream = torch.device(device).type == "cuda"
+        # With a stream, diffusers brings buffers onto the device and takes none off it, and stored weights are buffers.
+        stream = torch.device(device).type == "cuda" and not _has_stored(pipe)
         pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=stream)
+
+
+def _has_stored(pipe: Any) -> bool:
+    from accel.methods.stored_linear import StoredLinear
+
+    parts = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    return any(isinstance(module, StoredLinear) for part in parts for module in part.modules())
 
 
 def _add_loras(pipe: Any, loras: tuple[Lora, ...]) -> None:

@@ -19,7 +19,7 @@ from accel.cli.calibrate import Calibrated
 from accel.cli.call import call_arguments, parameters_of
 from accel.cli.methods import MethodOptions
 from accel.cli.once import call_once
-from accel.cli.prepare import load, number_format, place
+from accel.cli.prepare import check_offload, load, number_format, place
 from accel.cli.printing import Format, emit, say
 from accel.cli.request import Request, option_of
 from accel.measure.calibration import calibrate_flashblock, calibrate_mixed, calibrate_nvfp4
@@ -39,6 +39,7 @@ def carry_out(
     config, _ = methods.resolve(options, None)
     (settings,) = (each for each in config.methods if each.method == method)
     first = requests[0]
+    check_offload(first, [config])
     if first.model != "demo":
         say(f"loading {first.model}", form)
     device = place(first)

@@ -15,7 +15,7 @@ from accel.cli.exits import note
 from accel.cli.methods import MethodOptions
 from accel.cli.once import Done, run_once
 from accel.cli.outputs import Destination, OutputFiles
-from accel.cli.prepare import load, number_format, place
+from accel.cli.prepare import check_offload, load, number_format, place
 from accel.cli.printing import Format, emit, say
 from accel.cli.request import Request
 from accel.config import AccelConfig
@@ -92,6 +92,7 @@ def load_ready(request: Request, config: AccelConfig, device: str, weights: str 
     """Loads the pipeline that a request asks for, onto a device; `weights` is their hash, if it is known already."""
     from accel.pipelines.loading import weights_folder, weights_hash
 
+    check_offload(request, [config])
     dtype = number_format(request, device)
     began = time.perf_counter()
     pipe = load(request, device, dtype)

@@ -52,8 +52,8 @@ class StoredWeightsConfig(QuantizationConfigMixin):
         weights: WeightFormat = "nvfp4",
         *,
         rotate: bool | None = None,
-        modules_to_not_convert: Iterable[str] = (),
-        modules_to_convert: Iterable[str] = (),
+        modules_to_not_convert: Iterable[str] | None = (),
+        modules_to_convert: Iterable[str] | None = (),
         quantize_modulation: bool = False,
         static_share: float = 0.0,
         static_format: StaticFormat = "int8",
@@ -74,7 +74,11 @@ class StoredWeightsConfig(QuantizationConfigMixin):
             raise AccelError(f"StoredWeightsConfig has no setting {name!r}{nearest(name, self._settings())}")
         if weights not in FORMATS:
             raise AccelError(f"weights={weights!r} is no format: there are {' and '.join(map(repr, FORMATS))}")
-        if not 0.0 <= static_share <= 1.0:
+        rotate = weights == "int8" if rotate is None else rotate
+        for setting, value in (("rotate", rotate), ("quantize_modulation", quantize_modulation)):
+            if not isinstance(value, bool):
+                raise AccelError(f"{setting}={value!r} is not possible: it is True or False")
+        if not (isinstance(static_share, (int, float)) and 0.0 <= static_share <= 1.0):
             raise AccelError(f"static_share={static_share!r} is not possible: it is a fraction, from 0 to 1")
         if static_share and weights != "nvfp4":
             raise AccelError(f"static_share spares linears from NVFP4, and weights={weights!r} has none in it")
@@ -83,7 +87,7 @@ class StoredWeightsConfig(QuantizationConfigMixin):
         self.quant_method = cast(Any, Quantizer.ACCEL)
         self.version = VERSION
         self.weights = weights
-        self.rotate = weights == "int8" if rotate is None else rotate
+        self.rotate = rotate
         self.modules_to_not_convert = _names("modules_to_not_convert", modules_to_not_convert)
         self.modules_to_convert = _names("modules_to_convert", modules_to_convert)
         self.quantize_modulation = quantize_modulation
@@ -139,16 +143,20 @@ class StoredWeightsConfig(QuantizationConfigMixin):
         ]
 
 
-def _names(setting: str, given: Iterable[str]) -> list[str]:
-    names = [given] if isinstance(given, str) else list(given)
-    if isinstance(given, str) or not all(isinstance(name, str) for name in names):
+def _names(setting: str, given: Any) -> list[str]:
+    names = [] if given is None else list(given) if _is_list(given) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise AccelError(f"{setting} is a list of paths or patterns, as in {setting}=['blocks.0', '*.to_q']")
     return names
 
 
+def _is_list(given: Any) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
+
+
 def _checked(layers: Any) -> dict[str, list[str]]:
     kinds = [*FORMATS, *(f"{weight_format}{_ROTATED}" for weight_format in FORMATS)]
-    if not isinstance(layers, Mapping):
+    if not isinstance(layers, Mapping) or not all(map(_is_list, layers.values())):
         raise AccelError("layers is what Accel writes beside stored weights: save the model again")
     unknown = next((kind for kind in layers if kind not in kinds), None)
     if unknown is not None:

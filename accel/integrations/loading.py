@@ -13,10 +13,11 @@ from diffusers.quantizers import PipelineQuantizationConfig
 
 from accel.config import AccelConfig
 from accel.errors import AccelError
-from accel.integrations.config import Quantizer, StoredWeightsConfig
+from accel.integrations.config import FORMATS, Quantizer, StoredWeightsConfig
 from accel.methods.base import MethodConfig
 from accel.methods.quantization_settings import QuantizationConfig
 from accel.pipelines import loading
+from accel.pipelines.families import families
 from accel.pipelines.folders import read_index
 from accel.pipelines.sites import family_of
 
@@ -45,7 +46,8 @@ def load_pipeline(
         device: where to put the pipeline, such as `"cuda"`; without it, it stays where diffusers loads it.
         quantize: name or configuration of a quantization. The weights of the transformers are stored as it has them,
             one by one while they are read, so that the whole of them is never in memory; `accel.enable` with the same
-            `quantize` takes them as they are. A folder that was saved so needs no `quantize`.
+            `quantize` takes them as they are. A folder that was saved so needs no `quantize`, and a transformer that is
+            given as an object takes none.
         **kwargs: what `DiffusionPipeline.from_pretrained` takes: components as objects (`vae=...`),
             `revision`, `variant`, `token`, `cache_dir`, `local_files_only`, `device_map` and the like.
 
@@ -56,6 +58,12 @@ def load_pipeline(
         if kwargs.get("quantization_config") is not None:
             raise AccelError("quantize and quantization_config both say how weights are stored; give one of the two")
         config = AccelConfig(quantize=quantize).quantize
+        there = next((name for name in _denoisers() if kwargs.get(name) is not None), None)
+        if there is not None and config is not None:
+            raise AccelError(
+                f"quantize stores weights while they are loaded, and {there} was loaded before: leave quantize out, "
+                f"and load {there} with quantization_config=accel.StoredWeightsConfig(...)"
+            )
         stored = _stored(model, config, kwargs) if isinstance(config, QuantizationConfig) else {}
         if stored:
             kwargs["quantization_config"] = PipelineQuantizationConfig(quant_mapping=stored)
@@ -79,6 +87,20 @@ def _stored(model: str | Path, config: QuantizationConfig, given: Mapping[str, A
                 f"already, in {before}: leave quantize out, or load the original model"
             )
     return {name: wanted for name, before in found.items() if before is None}
+
+
+def came_stored(model: str | Path, *, revision: str | None = None) -> bool:
+    """Whether the weights of all transformers of a model were saved as Accel stores them; reads no weights."""
+    pipeline, folder = loading.look_up(model, configs=_denoisers(), revision=revision)
+    index = read_index(folder)
+    names = [name for name in family_of(pipeline)[0].denoisers if (index.get(name) or [None])[0] is not None]
+    formats = [weight_format.upper() for weight_format in FORMATS]
+    return all(_came_in(folder / name / "config.json") in formats for name in names)
+
+
+def _denoisers() -> list[str]:
+    """What pipelines call their transformers."""
+    return sorted({name for family in families().values() for name in family.denoisers})
 
 
 def _came_in(path: Path) -> str | None:

@@ -76,12 +76,13 @@ def calibrate_mixed(
     """
     # The errors are those of the low format itself, whatever would run in its place.
     settings = (config or MixedPrecisionConfig()).model_copy(update={"emulate": True})
+    weights = fingerprint(settings.method, inspect_pipeline(pipe).denoisers)
     with enable(pipe, attention=attention, quantize=settings) as session:
         (method,) = (method for method in session.methods if isinstance(method, MixedPrecision))
         measured = method.measure()
         for run in runs:
             run()
-    return measured.calibration(method.fingerprint, settings.rotate)
+    return measured.calibration(weights, settings.rotate)
 
 
 def calibrate_nvfp4(

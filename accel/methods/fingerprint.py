@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 from accel.errors import AccelError
+from accel.pipelines.offloading import groups
 from accel.pipelines.sites import Denoiser
 
 _VALUES = 64
@@ -21,9 +22,11 @@ def fingerprint(method: str, denoisers: Iterable[Denoiser]) -> str:
     found = hashlib.sha256()
     for denoiser in denoisers:
         module = denoiser.module
+        # What a tensor has meanwhile whose numbers are on the disk are no numbers.
+        away = any(group.offload_to_disk_path is not None for group in groups(module))
         codes = ((name, buffer) for name, buffer in module.named_buffers() if name.endswith(".codes"))
         for name, parameter in chain(module.named_parameters(), codes):
-            if parameter.is_meta:
+            if away or parameter.is_meta:
                 raise AccelError(
                     f"{method}: the weights of pipe.{denoiser.name} are offloaded: call accel.enable first and offload "
                     "then"

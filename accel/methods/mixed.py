@@ -40,6 +40,8 @@ from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord
 
 Measured = Literal["change", "errors", "ratios"]
+# A line on which every error is unknown.
+_UNKNOWN = (math.nan, math.nan)
 # Under which it is recorded that the rule chose NVFP4 for a layer that ran in INT8.
 _REPLACED = "mixed, in place of the format chosen"
 
@@ -106,7 +108,6 @@ class MixedPrecision(Sparing):
         self._measuring: Measurements | None = None
         # None where the settings decide.
         self._make_rule: Callable[[], Rule] | None = None
-        self.fingerprint = ""
         # The layers that get a format for each call.
         self._by_block: dict[tuple[str, int], list[Layer]] = {}
         self._num_steps = 0
@@ -139,10 +140,9 @@ class MixedPrecision(Sparing):
     def install(self) -> list[Callable[[], None]]:
         check(self.config)
         denoisers = self.context.facts.denoisers
-        self.fingerprint = fingerprint(self.name, denoisers)
         if self.config.calibration is not None:
             self._calibration = Calibration.load(self.config.calibration)
-            self._calibration.check(self.fingerprint, self._low, self.config.rotate)
+            self._calibration.check(fingerprint(self.name, denoisers), self._low, self.config.rotate)
             self.scales = self._calibration.scales
         undo = super().install()
         for layer in self._all():
@@ -207,6 +207,7 @@ class MixedPrecision(Sparing):
             steps=record.num_steps,
             shares=[] if figures["target_bits"] is None else [self._wanted_share(name) for name in self.layers],
             purified=self.config.purify,
+            without_line=bool(self._without_line()),
         )
         return figures
 
@@ -222,13 +223,21 @@ class MixedPrecision(Sparing):
 
     def _rule_of_settings(self, denoiser: str) -> Rule:
         config, found = self.config, self._calibration
+        # Of a layer that the calibration runs did not measure nothing is known.
+        lines = {} if found is None else {**dict.fromkeys(self._without_line(), _UNKNOWN), **found.lines}
         if config.threshold is not None:
-            return ThresholdRule(config.threshold, found.lines if found else {})
+            return ThresholdRule(config.threshold, lines)
         share = min(1.0, max(0.0, self._wanted_share(denoiser)))
         if found is not None:
             later = later_share(share, self._num_steps, len(self.context.facts.denoisers))
-            return ThresholdRule(found.threshold(1.0 - later), found.lines)
+            return ThresholdRule(found.threshold(1.0 - later), lines)
         return ShareRule(share)
+
+    def _without_line(self) -> list[str]:
+        """The layers that the rule chooses for and the calibration says nothing of; none without a calibration."""
+        lines = self._calibration.lines if self._calibration is not None else None
+        names = (layer.name for layer in chain.from_iterable(self._by_block.values()))
+        return [] if lines is None else [name for name in names if name not in lines]
 
     def _rule_in_words(self) -> str:
         config = self.config
@@ -293,8 +302,10 @@ class MixedPrecision(Sparing):
         outputs: tuple[torch.Tensor, ...],
         layers: list[Layer],
     ) -> None:
-        statistics = [delta_statistics(after, before) for after, before in zip(outputs, inputs, strict=True)]
-        # The streams of a block may lie on several devices.
+        # Where a model is spread over several devices, a block may be given its streams on another than its own, and
+        # they may lie on several themselves.
+        pairs = zip(outputs, inputs, strict=True)
+        statistics = [delta_statistics(after, before.to(after.device)) for after, before in pairs]
         total = torch.stack([each.to(statistics[0].device) for each in statistics]).sum(0)
         self._state.arriving.add(("change", [site.index, step]), total, self._state.ranks)
         if not layers:

@@ -20,12 +20,20 @@ def replaced_in_words(figures: Mapping[str, Any]) -> str | None:
 
 
 def off_target(
-    figures: Mapping[str, Any], *, high: Activation, firsts: int, steps: int, shares: Iterable[float], purified: bool
+    figures: Mapping[str, Any],
+    *,
+    high: Activation,
+    firsts: int,
+    steps: int,
+    shares: Iterable[float],
+    purified: bool,
+    without_line: bool,
 ) -> str | None:
     """Why the mean bits of a run are not those that were asked for, None where they are, or none were asked for.
 
     `firsts` of the `steps` know nothing; `shares` are the shares of the calls that were to get the high format, by
-    transformer, and may be impossible; `purified` says whether a cache beside is kept clean.
+    transformer, and may be impossible; `purified` says whether a cache beside is kept clean, `without_line` whether
+    there are layers that a calibration says nothing of.
     """
     target, found = figures["target_bits"], figures["average_bits"]
     if target is None or found is None or abs(found - target) <= _NEAR:
@@ -46,6 +54,8 @@ def off_target(
     if figures["skipped"]:
         finer = "what is computed behind a skipped step gets the finer format"
         reasons.append(finer if purified else "a cache skipped steps that were to make up for the first")
-    if figures["calibrated"]:
+    if without_line:
+        reasons.append("the calibration says nothing of some layers, which get the finer format")
+    if figures["calibrated"] and not reasons:
         reasons.append("the errors foretold here lie elsewhere than in the calibration runs")
     return " and ".join(reasons) or "the errors of some layers are not known, and those get the finer format"

@@ -19,6 +19,8 @@ class Original:
     def __init__(self, weight: nn.Parameter, file: WeightFile | None = None) -> None:
         self._weight = weight
         self._file = file
+        # A file may have more digits than the model did.
+        self._dtype = weight.dtype
         self.requires_grad = weight.requires_grad
         if file is None:
             weight.data = weight.data.to("cpu")
@@ -32,7 +34,7 @@ class Original:
 
     def numbers(self) -> Tensor:
         """The weight on the CPU; read from its file where it is not kept."""
-        return self._weight.data if self._file is None else self._file.read()
+        return self._weight.data if self._file is None else self._file.read().to(self._dtype)
 
     def give_back(self, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
         """The parameter with its bits, on a device and in the dtype that it would have by now."""

@@ -19,7 +19,7 @@ import torch
 
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.forms import select
-from accel.kernels.quantized_linear import ACTIVATIONS, Activation
+from accel.kernels.quantized_linear import ACTIVATIONS, Activation, emulation
 from accel.kernels.rotation import BLOCK
 from accel.methods.activation_scales import range_of
 from accel.methods.activation_watch import ActivationWatch, in_short
@@ -36,8 +36,8 @@ from accel.methods.quantization_settings import QuantizationConfig as Quantizati
 from accel.methods.quantized_linear import ROTATED_SCALE, SCALE, QuantizedLinear, store
 from accel.methods.quantized_report import QuantizedWeights, describe, report
 from accel.methods.stored_linear import StoredLinear, rest, stored_layers
-from accel.methods.weight_bytes import WeightFormat
-from accel.pipelines.offloading import regroup
+from accel.methods.weight_bytes import Product, WeightFormat
+from accel.pipelines.offloading import groups, regroup
 from accel.pipelines.sites import Denoiser
 from accel.runtime.recorder import RunRecord
 
@@ -121,6 +121,7 @@ class Quantization(Method):
             self._module(layer).seen.zero_()
         self._watch = ActivationWatch(self.layers)
         self._tell_of_replaced()
+        self._tell_of_streams()
 
     def end_run(self) -> None:
         if not self._running:
@@ -190,7 +191,10 @@ class Quantization(Method):
         module = layer.module
         assert isinstance(module, StoredLinear)
         module.choose(self.default_activation(layer))
-        self.weights.add(module, module.weight_dtype.itemsize, unrotated=False)
+        judged = [each.module for each in self.layers[layer.denoiser] if not each.modulation]
+        rotates = any(isinstance(other, StoredLinear) and other.rotated for other in judged)
+        unrotated = rotates and not (module.rotated or layer.modulation)
+        self.weights.add(module, module.weight_dtype.itemsize, unrotated=unrotated)
         return [partial(rest, module)]
 
     def _convert(self, layer: Layer, files: dict[str, WeightFile] | None) -> list[Callable[[], None]]:
@@ -219,9 +223,12 @@ class Quantization(Method):
     ) -> Any:
         modules = [(layer, self._module(layer)) for layer in self.layers[denoiser.name]]
         sample = denoiser.argument("hidden_states", args, kwargs)
+        if isinstance(sample, list):
+            # Some transformers are given their samples one by one.
+            sample = sample[0]
         device = sample.device if isinstance(sample, torch.Tensor) else None
         if isinstance(sample, torch.Tensor):
-            self.context.recorder.fact(self.name, "form", select(sample))
+            self.context.recorder.fact(self.name, "form", _form(sample))
         for _, module in modules:
             module.ran.zero_()
             module.watch_on(device or module.seen.device)
@@ -258,6 +265,15 @@ class Quantization(Method):
                 self.context.recorder.note(text)
                 warnings.warn(text, AccelWarning, stacklevel=2)
 
+    def _tell_of_streams(self) -> None:
+        # With one, diffusers brings buffers onto the device and takes none off it.
+        for denoiser in self.context.facts.denoisers:
+            if any(group.stream is not None for group in groups(denoiser.module)):
+                self.context.recorder.note(
+                    f"{self.name}: pipe.{denoiser.name} is offloaded in groups with a stream, and the stored weights "
+                    "stay on the device: use_stream=False takes them off"
+                )
+
     def _tell_of_activations(self) -> None:
         watch, self._watch = self._watch, ActivationWatch(self.layers)
         cut, lost = watch.unfit(self.remedy)
@@ -274,6 +290,12 @@ def _nothing(left: Counter[str]) -> str:
     """That there is no linear to quantize, and what became of all."""
     found = ", ".join(f"{number} {why}" for why, number in left.most_common())
     return f"no linear is left to quantize ({found}): name fewer in modules_to_not_convert, or load the original model"
+
+
+def _form(sample: torch.Tensor) -> Product:
+    """The form in which the products of a call run."""
+    form = select(sample)
+    return "native" if form == "triton" and emulation("nvfp4", "nvfp4", sample.device) is None else form
 
 
 def _place_of_originals(files: dict[str, WeightFile] | None) -> str:

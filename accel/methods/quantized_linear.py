@@ -21,8 +21,8 @@ from accel.methods.layer_choice import FLOATS
 from accel.methods.read_only import ReadOnly
 from accel.methods.weight_bytes import WeightFormat
 
-BUFFERS = ("codes", "scales", "tensor_scale", "activation_scale")
-ATTRIBUTES = ("weight_format", "rotated", "weight_dtype", "route", "ran", "seen")
+BUFFERS = ("codes", "scales", "tensor_scale")
+ATTRIBUTES = ("weight_format", "rotated", "weight_dtype", "activation_scale", "route", "ran", "seen")
 # A power of two each: magnitudes from 0.006 to 2,688 times it are held, and a rotation makes them larger.
 SCALE, ROTATED_SCALE = 1.0, 4.0
 
@@ -38,6 +38,8 @@ class QuantizedLinear(nn.Linear):
 
     Attributes:
         weight_dtype: The dtype that the weight would have now if it were not stored.
+        activation_scale: float32, the tensor scale of NVFP4 activations. No buffer: what offloads groups of layers may
+            hold on to a copy of each buffer from before a calibration came, and give that back.
         ran: int64 on the CPU, how often each of `ACTIVATIONS` ran.
         seen: float32 on the device, see `accel.kernels.quantized_linear.SEEN`.
     """
@@ -45,13 +47,13 @@ class QuantizedLinear(nn.Linear):
     weight_format: WeightFormat
     rotated: bool
     weight_dtype: torch.dtype
+    activation_scale: Tensor
     route: Tensor
     ran: Tensor
     seen: Tensor
     codes: Tensor
     scales: Tensor
     tensor_scale: Tensor | None
-    activation_scale: Tensor
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -69,11 +71,10 @@ class QuantizedLinear(nn.Linear):
 
     def scale_activations(self, scale: float | None) -> None:
         """The power of two by which NVFP4 activations are scaled from now on; None is the one that is always there."""
-        wanted = self.fixed_scale() if scale is None else torch.tensor(scale, dtype=torch.float32).view(torch.int32)
-        self.activation_scale.copy_(wanted)
+        self.activation_scale.fill_(self.fixed_scale() if scale is None else scale)
 
     def fixed_scale(self) -> Tensor:
-        """The scale of NVFP4 activations that is always there, as it is held."""
+        """The scale of NVFP4 activations that is always there."""
         return _fixed_scale(self.rotated, self.activation_scale.device)
 
     @staticmethod
@@ -89,10 +90,10 @@ class QuantizedLinear(nn.Linear):
             self.route.copy_(torch.tensor(route, device="cpu"))
 
     def watch_on(self, device: torch.device) -> None:
-        """Puts `seen` on the device of the activations."""
+        """Puts `seen` and `activation_scale` on the device of the activations."""
         if self.seen.device != device:
             with torch.inference_mode(False):
-                self.seen = self.seen.to(device)
+                self.seen, self.activation_scale = self.seen.to(device), self.activation_scale.to(device)
 
     def forward(self, input: Tensor) -> Tensor:
         if not isinstance(self, QuantizedLinear):
@@ -100,8 +101,9 @@ class QuantizedLinear(nn.Linear):
             return F.linear(input, self.weight, self.bias)
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        scale = self.activation_scale.view(torch.float32)
-        return quantized_linear(input, self.stored, self.bias, scale, self.rotated, self.route, self.ran, self.seen)
+        return quantized_linear(
+            input, self.stored, self.bias, self.activation_scale, self.rotated, self.route, self.ran, self.seen
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
         super()._apply(fn, recurse)
@@ -146,15 +148,13 @@ def hold(
     linear.register_buffer("scales", stored[1].view(torch.uint8 if len(stored) == 3 else torch.int32), persistent=saved)
     # Where there is none, accelerate stumbles over the name of one that is not saved.
     linear.register_buffer("tensor_scale", tensor_scale, persistent=saved or tensor_scale is None)
-    # It follows from `rotated`, or is a calibration's.
-    linear.register_buffer("activation_scale", scale, persistent=False)
     quantized.weight_format, quantized.rotated, quantized.weight_dtype = weight_format, rotated, weight.dtype
-    quantized.route, quantized.ran, quantized.seen = route, ran, seen
+    quantized.activation_scale, quantized.route, quantized.ran, quantized.seen = scale, route, ran, seen
     return quantized
 
 
 def _fixed_scale(rotated: bool, device: torch.device) -> Tensor:
-    return torch.tensor(ROTATED_SCALE if rotated else SCALE, dtype=torch.float32, device=device).view(torch.int32)
+    return torch.tensor(ROTATED_SCALE if rotated else SCALE, dtype=torch.float32, device=device)
 
 
 def release(quantized: QuantizedLinear, weight: nn.Parameter, order: tuple[str, ...]) -> None:

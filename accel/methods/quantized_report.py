@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel.kernels.forms import FORMS
 from accel.kernels.quantized_linear import ACTIVATIONS
 from accel.methods.quantized_linear import QuantizedLinear
-from accel.methods.weight_bytes import scratch_bytes, stored_bytes
+from accel.methods.weight_bytes import PRODUCTS, scratch_bytes, stored_bytes
 from accel.runtime.recorder import RunRecord
 
 # Activations as they are count as 16 bits, whatever the model's dtype.
@@ -40,7 +39,7 @@ class QuantizedWeights:
         self.unrotated += unrotated
         self.bytes_before += shape[0] * shape[1] * itemsize
         self.bytes_after += stored_bytes(layer.weight_format, *shape)
-        for form in FORMS:
+        for form in PRODUCTS:
             for activation in ACTIVATIONS:
                 needed = scratch_bytes(layer.weight_format, activation, *shape, itemsize, form)
                 self.scratch[form, activation] = max(self.scratch[form, activation], needed)

@@ -25,8 +25,7 @@ class StoredLinear(QuantizedLinear):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
         fresh = {"route": self.resting(), "ran": torch.zeros_like(self.ran), "seen": torch.zeros_like(self.seen)}
-        buffers = {**state["_buffers"], "activation_scale": self.fixed_scale()}
-        return {**state, **fresh, "_buffers": buffers}
+        return {**state, **fresh, "activation_scale": self.fixed_scale()}
 
 
 def expect(linear: nn.Linear, weight_format: WeightFormat, *, rotated: bool) -> StoredLinear:

@@ -37,7 +37,10 @@ def rounding_nvfp4_linear(
 
 def largest_scale(scales: Tensor) -> Tensor:
     """The largest of some group scales, 0 where there are none; NaN where one is."""
-    return scales.float().amax() if scales.numel() else scales.new_zeros((), dtype=torch.float32)
+    if not scales.numel():
+        return scales.new_zeros((), dtype=torch.float32)
+    # Without a sign, larger ones are larger bytes, and a NaN is the largest: no copy of all is made in float32.
+    return scales.view(torch.uint8).amax().view(torch.float8_e4m3fn).float()
 
 
 def nvfp4_weight_linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from huggingface_hub import constants
 from torch import nn
 
 import accel
+from accel.cli.prepare import _offload, check_offload
+from accel.cli.request import Request
+from accel.config import AccelConfig
 from accel.errors import AccelError
 from accel.methods.stored_linear import StoredLinear
 from tests.conformance.snapshot import snapshot
 from tests.integrations.stored import LINEARS, config, load, one_step, stored
-from tests.methods.quantized import enable, last, run
+from tests.methods.quantized import CASE, enable, last, run
 from tests.pipelines.test_loading import hub_cache
 from tests.tiny_pipelines import TINY, add_lora
 
@@ -89,6 +93,8 @@ def test_load_pipeline_refuses_what_is_not_there(original: Path, saved: Path) ->
         accel.load_pipeline(original, quantize="int4")
     with pytest.raises(AccelError, match="give one of the two"):
         accel.load_pipeline(original, quantize="int8", quantization_config=config())
+    with pytest.raises(AccelError, match="and transformer was loaded before: leave quantize out, and load transformer"):
+        accel.load_pipeline(original, quantize="int8", transformer=CASE.build().transformer)
     assert len(stored(accel.load_pipeline(saved, quantize="mixed"))) == LINEARS
     assert len(stored(accel.load_pipeline(saved))) == LINEARS
     assert not stored(accel.load_pipeline(original, quantize="none"))
@@ -170,6 +176,22 @@ def test_offloading(saved: Path) -> None:
     assert last(session)["calls"]["nvfp4"] == LINEARS * 2
 
 
+def test_offloading_by_the_command_line(original: Path, saved: Path) -> None:
+    """In groups what came stored alone, and without a stream, with which it would stay on the GPU."""
+    asked, method = Request("x", 0, str(saved), cpu_offload="group"), AccelConfig(quantize="nvfp4")
+    check_offload(asked, [method])
+    check_offload(replace(asked, model=str(original)), [AccelConfig(cache="delta")])
+    for other in (str(original), "demo"):
+        with pytest.raises(AccelError, match="nvfp4: --cpu-offload group takes hold of the weights before"):
+            check_offload(replace(asked, model=other), [AccelConfig(), method])
+    streams: list[bool] = []
+    for folder in (saved, original):
+        pipe = load(folder)
+        pipe.enable_group_offload = lambda *args, use_stream, **kwargs: streams.append(use_stream)
+        _offload(pipe, "group", "cuda")
+    assert streams == [False, True]
+
+
 def test_two_transformers(tmp_path: Path) -> None:
     case = TINY["wan22"]
     case.build().save_pretrained(tmp_path / "original")
@@ -209,7 +231,7 @@ def test_modulation_of_other_families(name: str, tmp_path: Path) -> None:
     with enable(other, quantize=method) as session:
         case.run(other, num_inference_steps=1)
     assert kinds == {"int8", "nvfp4"} == set(report["layers"])
-    for figure in ("layers", "calls", "rotated", "weight_bytes"):
+    for figure in ("layers", "calls", "rotated", "unrotated", "weight_bytes"):
         assert report[figure] == last(session)[figure], figure
 
 

@@ -54,7 +54,8 @@ def test_each_weight_is_what_the_kernels_make_of_it(
         plain = before.get_submodule(path)
         expected = store(plain.weight.detach(), weights, rotate)
         assert (module.weight_format, module.rotated) == (weights, rotate)
-        assert sum(b.nbytes for b in module.buffers()) == stored_bytes(weights, *plain.weight.shape)
+        held = (*module.buffers(), module.activation_scale)
+        assert sum(tensor.nbytes for tensor in held) == stored_bytes(weights, *plain.weight.shape)
         for mine, theirs in zip(module.stored, expected, strict=True):
             assert mine.dtype == theirs.dtype and torch.equal(mine.float(), theirs.float())
         assert torch.equal(module.bias, plain.bias)
@@ -155,6 +156,12 @@ def test_registration_touches_nobody_else() -> None:
         ({"modules_to_convert": ["proj_aut"]}, "modules_to_convert names 'proj_aut', and no linear is there"),
         ({"modules_to_not_convert": ["blocks"]}, "leaves no linear to store"),
         ({"modules_to_not_convert": "blocks.0"}, r"is a list of paths or patterns"),
+        ({"modules_to_convert": 3}, "modules_to_convert is a list of paths or patterns"),
+        ({"static_share": "0.1"}, "static_share='0.1' is not possible: it is a fraction, from 0 to 1"),
+        ({"static_share": None}, "static_share=None is not possible"),
+        ({"rotate": "false"}, "rotate='false' is not possible: it is True or False"),
+        ({"quantize_modulation": "no"}, "quantize_modulation='no' is not possible: it is True or False"),
+        ({"quantize_modulation": None}, "quantize_modulation=None is not possible"),
         ({"rotated": True}, "no setting 'rotated' .nearest: 'rotate'."),
         ({"version": 2}, "by a newer Accel, in version 2, and this one reads version 1"),
         ({"quant_method": "torchao"}, "another quantizer's"),
@@ -174,6 +181,7 @@ def test_settings_that_are_refused(original: Path, settings: dict[str, Any], mes
         ({"layers": {"nvfp4": ["blocks.9.attn1.to_q"]}}, r"WanTransformer3DModel has no linear blocks\.9\.attn1\.to_q"),
         ({"layers": {"nvfp4": ["proj_out"]}}, r"the folder has no stored weight of proj_out"),
         ({"layers": None}, r"config\.json names no stored linears"),
+        ({"layers": {"nvfp4": None}}, "layers is what Accel writes beside stored weights: save the model again"),
         ({"shape": 3}, "no setting 'shape'"),
     ],
 )
@@ -282,7 +290,7 @@ def expected_of(numbers: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_one_configuration_serves_several_models(original: Path) -> None:
-    mine = StoredWeightsConfig("int8", modules_to_not_convert=["blocks.0"])
+    mine = StoredWeightsConfig("int8", modules_to_not_convert=["blocks.0"], modules_to_convert=None)
     model = WanTransformer3DModel.from_pretrained(original / "transformer", quantization_config=mine)
     assert mine.layers is None, "what was stored is noted in the model's own"
     assert sum(map(len, model.config.quantization_config.layers.values())) == LINEARS * 3 // 4

@@ -50,6 +50,14 @@ def close(made, expected, dtype):
     assert error <= BOUNDS[dtype]
 
 
+def test_the_largest_scale_is_that_of_the_numbers():
+    """Of every scale that there is, beside a smaller one; the last byte is NaN."""
+    scales = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    found = torch.stack([reference.largest_scale(scales[: last + 1]) for last in range(128)])
+    torch.testing.assert_close(found, scales.float(), rtol=0, atol=0, equal_nan=True)
+    assert found.isnan().sum() == 1 and reference.largest_scale(scales[:0]) == 0
+
+
 @pytest.mark.usefixtures("poisoned_memory", "small_tiles")
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

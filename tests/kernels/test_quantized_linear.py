@@ -79,6 +79,30 @@ def test_what_ran_and_what_was_seen_is_written_down() -> None:
     assert ran.tolist() == [0, 2, 1]
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_what_is_seen_piece_by_piece_is_what_is_seen_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, rotated: bool, dtype: torch.dtype
+) -> None:
+    """Here of 8 rows at a time, the last piece a smaller one; a NaN stays one, whichever piece has it."""
+    x = X.to(dtype)
+    broken = x.clone()
+    broken[2, 6, 5] = torch.nan
+    stored, found = weight("nvfp4", rotated), []
+    for rows in (4096, 8):
+        monkeypatch.setattr("accel.kernels.quantized_linear._ROWS", rows)
+        for numbers in (x, broken):
+            route, ran, seen = state("int8", 2)
+            quantized_linear(numbers, stored, BIAS, ONE, rotated, route, ran, seen)
+            found.append(seen[2:])
+    whole, whole_broken, pieces, pieces_broken = found
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=0)
+    assert whole.isfinite().all() and whole_broken.isnan().all() and pieces_broken.isnan().all()
+    flat = rotate(x.reshape(-1, 256), dtype=torch.float32) if rotated else x
+    assert whole[2] == flat.abs().max().float()
+    torch.testing.assert_close(whole[3], x.abs().float().mean())
+
+
 def test_no_rows_and_one_row() -> None:
     for rows in (0, 1):
         for activation in ACTIVATIONS:

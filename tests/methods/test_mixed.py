@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ from accel.kernels.nvfp4 import quantize_nvfp4
 from accel.kernels.quantized_linear import ACTIVATIONS, SEEN, quantized_linear
 from accel.measure.calibration import calibrate_mixed
 from accel.methods.layer_choice import Layer
-from accel.methods.mixed import _largest_to_mean, _quadratic_mean, _together
+from accel.methods.mixed import MixedPrecision, _largest_to_mean, _quadratic_mean, _together
 from accel.methods.precision_calibration import Calibration
 from accel.methods.precision_rule import ShareRule, ThresholdRule, later_share
 from accel.pipelines.families import families
@@ -243,6 +244,23 @@ def test_which_gpus_have_the_instructions(monkeypatch: pytest.MonkeyPatch, arch:
         assert method.runs_in("plain", torch.device("cuda")) == "plain"  # type: ignore[attr-defined]
 
 
+def test_a_block_may_be_given_its_input_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a model is spread over several, and a hook inside of the block brings the input over."""
+    seen: list[tuple[torch.device, torch.device]] = []
+
+    def statistics(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        seen.append((after.device, before.device))
+        return torch.zeros(6)
+
+    monkeypatch.setattr("accel.methods.mixed.delta_statistics", statistics)
+    with enable(CASE.build(), quantize="mixed") as session:
+        (method,) = session.methods
+        assert isinstance(method, MixedPrecision)
+        (denoiser,) = method.context.facts.denoisers
+        method._measure(0, denoiser.blocks[0], (torch.zeros(2),), (torch.zeros(2, device="meta"),), [])
+    assert seen == [(torch.device("meta"), torch.device("meta"))]
+
+
 @pytest.mark.parametrize(("low", "high", "bits"), [("nvfp4", "int8", 6), ("nvfp4", "16bit", 6), ("int8", "16bit", 12)])
 def test_the_bits_that_are_aimed_at_where_none_are_named(low: Any, high: Any, bits: float) -> None:
     config = accel.MixedPrecisionConfig(low=low, high=high)
@@ -347,6 +365,16 @@ def test_a_calibration_is_made_saved_and_held_to(tmp_path: Any) -> None:
     assert report["calibrated"] and min(report["calls"]["nvfp4"], report["calls"]["int8"]) > 0
     # The first step, all INT8, is taken off what the others get.
     assert report["average_bits"] == pytest.approx(6.0, abs=0.3)
+    # As one that was made with other linears left alone: what it has no line for is not known, however little changes.
+    lines = {name: line for name, line in found.lines.items() if ".attn1." not in name}
+    part = dataclasses.replace(found, lines=lines).save(tmp_path / "part.json")
+    with enable(pipe, quantize="mixed", calibration=str(part), emulate=True) as session:
+        run(pipe)
+        (method,) = session.methods
+        assert isinstance(method, MixedPrecision)
+        chosen = method._rule_of_settings("transformer").high(method._all(), dict.fromkeys(range(4), 0.0), {}, 2)
+        assert {layer.index for layer in method._all() if layer.name not in lines} <= chosen
+    assert last(session)["off_target"] == "the calibration says nothing of some layers, which get the finer format"
     with pytest.raises(AccelError, match="made for rotate=True: calibrate again"):
         enable(pipe, quantize="mixed", calibration=str(path), rotate=False)
     with torch.no_grad():

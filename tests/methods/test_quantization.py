@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,7 +59,8 @@ def test_bytes_before_and_after_are_those_of_the_layers() -> None:
     weights = [p for n, p in pipe.transformer.blocks.named_parameters() if p.ndim == 2]
     with enable(pipe, quantize="nvfp4") as session:
         run(pipe, num_inference_steps=1)
-        held = sum(b.nbytes for m in pipe.transformer.modules() if isinstance(m, QuantizedLinear) for b in m.buffers())
+        linears = [module for module in pipe.transformer.modules() if isinstance(module, QuantizedLinear)]
+        held = sum(tensor.nbytes for module in linears for tensor in (*module.buffers(), module.activation_scale))
         assert not [n for n, p in pipe.transformer.blocks.named_parameters() if p.ndim == 2]
     report = last(session)
     assert report["weight_bytes_before"] == sum(weight.nbytes for weight in weights)
@@ -65,6 +68,15 @@ def test_bytes_before_and_after_are_those_of_the_layers() -> None:
     # The decoded weight, of which the largest here is a single piece.
     assert report["scratch_bytes"] == 4 * 128 * 256
     assert report["originals"] == "in host memory" and "originals in host memory" in str(session.summary())
+
+
+def test_samples_in_a_list_tell_where_it_runs() -> None:
+    """Without that neither the form of the operations is known nor the device whose formats count."""
+    case = TINY["z_image"]
+    pipe = case.build()
+    with enable(pipe, quantize="nvfp4-weight") as session:
+        case.run(pipe, num_inference_steps=1)
+    assert last(session)["scratch_bytes"] > 0
 
 
 def test_the_users_list_adds_to_the_familys_and_another_overrides_it() -> None:
@@ -113,9 +125,14 @@ def test_the_most_sensitive_are_spared(static_format: str, layers: dict[str, int
     assert {path for path, found in formats.items() if found != "nvfp4"} == set(worst)
 
 
-def test_layers_that_cannot_be_rotated_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("came", ["as it is", "stored"])
+def test_layers_that_cannot_be_rotated_are_counted(monkeypatch: pytest.MonkeyPatch, came: str, tmp_path: Path) -> None:
     monkeypatch.setitem(video.WAN_SHAPE, "ffn_dim", 208)
-    pipe = CASE.build()
+    pipe: Any = CASE.build()
+    if came == "stored":
+        pipe.save_pretrained(tmp_path)
+        pipe = accel.load_pipeline(tmp_path, quantize="int8")
+        pipe.set_progress_bar_config(disable=True)
     with enable(pipe, quantize="int8") as session:
         run(pipe, num_inference_steps=1)
     report = last(session)
@@ -176,6 +193,22 @@ def test_activations_that_are_not_finite_are_told_by_name() -> None:
     session.disable()
     texts = [" ".join(record["notes"]) for record in session.summary().to_dict()["runs"]]
     assert "transformer.blocks.3.attn1.to_out.0" in texts[0] and "not finite" not in texts[1]
+
+
+def test_a_warning_at_the_end_of_a_run_that_is_made_an_error_leaves_no_run_open() -> None:
+    pipe = CASE.build()
+    session = enable(pipe, quantize="int8", cache="delta")
+    handle = pipe.transformer.blocks[3].ffn.register_forward_pre_hook(lambda _, args: (args[0] * torch.nan,))
+    with pytest.raises(AccelWarning, match="were not finite"):
+        run(pipe, num_inference_steps=2)
+    handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccelWarning)
+        run(pipe, num_inference_steps=1)
+    session.disable()
+    broken, sound = session.summary().to_dict()["runs"]
+    assert broken["state"] == sound["state"] == "finished" and broken["methods"]["int8"]["calls"]["int8"] > 0
+    assert "not finite" in " ".join(broken["notes"]) and "not finite" not in " ".join(sound["notes"])
 
 
 def test_fusing_is_refused_and_a_loaded_adapter_is_not() -> None:

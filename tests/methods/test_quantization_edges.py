@@ -15,6 +15,7 @@ from torch import nn
 import accel
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.quantized_linear import stored_weight
+from accel.measure.calibration import calibrate_mixed
 from accel.methods import converted_linear
 from accel.methods.converted_linear import ConvertedLinear, revert
 from accel.methods.quantized_linear import hold, store
@@ -58,6 +59,15 @@ def test_a_file_that_was_written_anew_gives_nothing_back(tmp_path: Path) -> None
         session.disable()
 
 
+def test_a_dropped_weight_has_no_more_digits_than_the_model_had(tmp_path: Path) -> None:
+    """The file is in float32, the model was loaded in bfloat16 and is in float32 by the end."""
+    pipe = save_locally(CASE.build(), tmp_path).to(torch.bfloat16)
+    twin = copy.deepcopy(pipe.transformer)
+    with enable(pipe, quantize="int8", keep_original=False):
+        pipe.to(torch.float32)
+    assert same(weights(pipe), twin.to(torch.float32).state_dict())
+
+
 @pytest.mark.parametrize("keep_original", [True, False])
 def test_weights_that_two_modules_share_are_refused(tmp_path: Path, keep_original: bool) -> None:
     """The other module would find the weight in host memory, or gone."""
@@ -91,6 +101,8 @@ def test_weights_on_the_disk_are_not_taken_from_what_is_in_memory(tmp_path: Path
     pipe.transformer.enable_group_offload(offload_type="block_level", num_blocks_per_group=1, **where)
     with pytest.raises(AccelError, match=r"offloaded in groups on the disk.* call accel\.enable first"):
         enable(pipe, quantize="int8")
+    with pytest.raises(AccelError, match=r"mixed: the weights of pipe\.transformer are offloaded"):
+        calibrate_mixed(pipe, [])
 
 
 def test_an_adapter_that_is_fused_stays_so_until_it_can_be_taken_out() -> None:
@@ -122,9 +134,9 @@ def test_a_copy_of_an_enabled_linear_that_came_stored_is_as_it_came() -> None:
     assert not torch.equal(rest(X), expected)
     twin = copy.deepcopy(rest)
     assert twin.route.tolist() == [0, 0, -1] and not twin.ran.any() and not twin.seen.any()
-    assert twin.activation_scale.view(torch.float32) == 4.0
+    assert twin.activation_scale == 4.0
     assert torch.equal(twin(X), expected)
-    assert rest.route.tolist() == [1, 1, -1] and rest.activation_scale.view(torch.float32) == 0.25
+    assert rest.route.tolist() == [1, 1, -1] and rest.activation_scale == 0.25
     assert rest.ran.tolist() == [1, 1, 0]
 
 
@@ -263,3 +275,6 @@ def test_what_tells_the_route_stays_on_the_host() -> None:
         module.choose("nvfp4")
     assert {each.device.type for each in (module.route, module.ran, module.seen, module.activation_scale)} == {"cpu"}
     assert module.route.tolist() == [1, 0, -1]
+    module.watch_on(torch.device("meta"))
+    assert {each.device.type for each in (module.seen, module.activation_scale)} == {"meta"}
+    assert {each.device.type for each in (module.route, module.ran)} == {"cpu"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -14,6 +15,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from accel.errors import AccelError, AccelWarning
+from accel.methods import quantization
 from accel.pipelines.offloading import groups
 from tests.conformance.snapshot import snapshot
 from tests.methods.quantized import CASE, enable, last, linear, run
@@ -93,6 +95,18 @@ def test_groups_that_are_offloaded_meanwhile(kind: str, tmp_path: Path) -> None:
         (group,) = (group for group in groups(pipe.transformer) if weight in group.tensor_to_key)
         assert "codes" not in {name for name, _ in pipe.transformer.named_buffers()}
         assert Path(group.safetensors_file_path).stat().st_size > weight.nbytes * 8, "the weights went to the disk"
+
+
+def test_groups_with_a_stream_are_told_to_keep_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has no streams: here as it would be told of groups that have one."""
+    pipe = CASE.build()
+    with enable(pipe, quantize="int8") as session:
+        one_step(pipe)
+        assert "with a stream" not in str(session.summary())
+        monkeypatch.setattr(quantization, "groups", lambda module: [SimpleNamespace(stream=object())])
+        one_step(pipe)
+    said = "int8: pipe.transformer is offloaded in groups with a stream, and the stored weights stay on the device"
+    assert said in str(session.summary())
 
 
 class Doubling(ModelHook):

@@ -14,7 +14,7 @@ from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 
 from accel.errors import AccelError
-from accel.kernels.nvfp4 import nvfp4_to_int8
+from accel.kernels.nvfp4 import nvfp4_to_int8, swizzle_scales
 from accel.kernels.quantized_linear import ACTIVATIONS, Activation
 from accel.methods.converted_linear import revert
 from accel.methods.quantized_linear import QuantizedLinear
@@ -84,13 +84,18 @@ def test_undo_gives_back_the_very_linear(weight: WeightFormat, rotated: bool) ->
 def test_bytes_are_those_of_the_formula(weight: WeightFormat) -> None:
     for outputs, channels in ((128, 256), (7, 48), (1, 16)):
         module = quantized(linear(outputs, channels, bias=False), weight)
-        assert sum(buffer.nbytes for buffer in module.buffers()) == stored_bytes(weight, outputs, channels)
+        held = (*module.buffers(), module.activation_scale)
+        assert sum(tensor.nbytes for tensor in held) == stored_bytes(weight, outputs, channels)
         assert not list(module.parameters())
     transient = scratch_bytes("nvfp4", "int8", 128, 256, 4, "cpu")
     assert sum(part.nbytes for part in nvfp4_to_int8(*quantized(linear(), "nvfp4").stored)) == transient
     assert scratch_bytes("int8", "int8", 128, 256, 4, "cpu") == 0
     assert scratch_bytes("nvfp4", "nvfp4", 128, 256, 2, "triton") == scratch_bytes("nvfp4", "plain", 9, 16, 2, "triton")
     assert scratch_bytes("nvfp4", "plain", 128, 256, 2, "triton") == 0, "decoded in registers"
+    assert scratch_bytes("nvfp4", "plain", 128, 256, 2, "native") == 0
+    _, scales, _ = quantized(linear(129, 80), "nvfp4").stored
+    found = allocations(lambda: swizzle_scales(scales))
+    assert scratch_bytes("nvfp4", "nvfp4", 129, 80, 2, "native") == max(itertools.accumulate(found)) == 2 * 4 * 512
 
 
 # Numbers that a CPU has on the way, of 12 bytes each at most.

@@ -25,6 +25,7 @@ from accel.cli.exits import RunFailed, note
 from accel.cli.job.claims import Claims
 from accel.cli.once import call_once, steps_for
 from accel.cli.outputs import DEFAULT_FOLDER
+from accel.cli.prepare import check_offload
 from accel.cli.prepare import place as place_of
 from accel.cli.printing import Format, emit, say
 from accel.cli.request import Request
@@ -85,6 +86,7 @@ def measured(wanted: Wanted, before: Callable[[Path, bool], object] = lambda fol
     pipeline, folder = look_up(base.model, revision=base.revision)
     beside = demo.WEIGHTS if base.model == "demo" else folder if Path(base.model).expanduser().is_dir() else None
     plan = _plan(wanted, pipeline, beside)
+    check_offload(base, [one.config for one in plan.settings])
     if base.model != "demo":
         say(f"loading {base.model}", form)
     ready = load_ready(base, AccelConfig(), place_of(base))
