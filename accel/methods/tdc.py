@@ -23,9 +23,10 @@ from pydantic import Field
 from accel.methods.arriving import Arriving, summed
 from accel.methods.base import Context, Keyword, MethodConfig, Toward, register, steps_in
 from accel.methods.block_cache import BlockCache
-from accel.methods.block_deltas import Captured, Plan, Streams
+from accel.methods.block_deltas import Captured, Plan
 from accel.methods.drift import Drift, early_weight
 from accel.methods.held_delta import FLOAT8
+from accel.methods.segments import Streams
 from accel.pipelines.context_parallel import Ranks, sharing_tokens
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+import accel
 from accel.config import AccelConfig
 from accel.methods.base import MethodConfig
 from accel.methods.delta import DeltaCacheConfig
 from accel.methods.tdc import TemporalDeltaCacheConfig
 from accel.session import Session
+from tests.tiny_pipelines import TINY
 from tests.toy import ToyDenoiser, ToyPipeline, toy_facts
 
 BASE, DRIFT = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -78,3 +80,16 @@ def test_every_step_says_which_blocks_were_computed_and_which_reused(config: Met
         counts = [[numbers[words] for words in said[what]] for what in ("computed", "reused")]
         assert [sum(both) for both in zip(*counts, strict=True)] == [4] * 8
         assert [2 * count for count in counts[1]] == run["methods"][config.method]["reused_by_step"]
+
+
+@pytest.mark.parametrize(("units", "texts"), [(1, 0), (2, 1)])
+def test_a_text_that_nothing_needs_behind_a_unit_is_not_held(units: int, texts: int) -> None:
+    """The last block of Stable Diffusion 3 returns none; the unit before it still needs its own."""
+    case = TINY["sd35"]
+    pipe = case.build()
+    with accel.enable(pipe, cache=TemporalDeltaCacheConfig(threshold=10.0, units=units)) as session:
+        case.run(pipe)
+    report = session.summary().to_dict()["runs"][0]["methods"]["tdc"]
+    # Both halves of the guidance, 128 channels in float32, a change and its slope.
+    tokens = units * case.tokens + texts * case.text_tokens
+    assert report["reused"] > 0 and report["held_bytes"] == 2 * tokens * 128 * 4 * 2
