@@ -23,13 +23,14 @@ from torch.profiler import record_function
 from accel.methods.base import Context
 from accel.methods.delta_ledger import HeldUnit, Ledger
 from accel.methods.held_delta import HeldDelta
-from accel.methods.segments import OpenSegment, Segment, Streams, versions
+from accel.methods.segments import OpenSegment, Segment, Streams, alike, versions
 from accel.pipelines.sites import BlockSite, Denoiser
 from accel.runtime.board import TokenOrder
 from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
 
 _IN_PLACE = "the tokens are changed in place, by a block or between blocks"
+_UNLIKE = "a block changes the shape, the dtype or the device of its tokens, and is computed"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class _Branch:
     # Those that the running capture replaces.
     earlier: dict[int, Segment] = field(default_factory=dict)
     captured: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)
-    # Blocks whose change was not kept, for want of room.
+    # Blocks whose change was not kept: there was no room, or it is no difference of tensors that are alike.
     left_out: set[int] = field(default_factory=set)
     # Of the tokens in the changes.
     order: TokenOrder | None = None
@@ -254,6 +255,11 @@ class BlockDeltas:
         return branch.active.added(streams, reach * (step - branch.active.step))
 
     def _capture(self, branch: _Branch, moment: Moment, site: BlockSite, inputs: Streams, outputs: Streams) -> None:
+        if not alike(inputs, outputs):
+            self._context.recorder.fallback(self._name, _UNLIKE)
+            self._close(branch, moment)
+            branch.left_out.add(site.index)
+            return
         running = branch.open
         if running is not None and running.leads_to(inputs):
             if versions(inputs) != running.output_versions:

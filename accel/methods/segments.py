@@ -93,6 +93,16 @@ class OpenSegment:
         return {place: pair for place, pair in pairs if names[place] != ended}
 
 
+def alike(inputs: Streams, outputs: Streams) -> bool:
+    """Whether a block returns streams such as it was given, between which there is a change.
+
+    Under autocast a block may be given a half type and return float32, and of a model that is spread over several
+    devices, a block is called with tokens that lie on the device before.
+    """
+    pairs = zip(inputs, outputs, strict=True)
+    return all((a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) for a, b in pairs)
+
+
 def versions(streams: Streams) -> list[int]:
     """What changes with every change in place."""
     # Tensors made in inference mode cannot be followed; there the objects alone tell.
