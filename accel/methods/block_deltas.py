@@ -31,6 +31,7 @@ from accel.runtime.state import BranchState
 
 _IN_PLACE = "the tokens are changed in place, by a block or between blocks"
 _UNLIKE = "a block changes the shape, the dtype or the device of its tokens, and is computed"
+_RESHAPED = "the shape of the tokens changed"
 
 
 @dataclass(frozen=True)
@@ -167,18 +168,17 @@ class BlockDeltas:
         moment = self._context.clock.now
         if moment is None:
             return proceed(*args, **kwargs)
-        branch = self._state.at(moment)
+        branch, streams = self._state.at(moment), site.streams(args, kwargs)
         if site.index == 0 or site.index in branch.plans:
             with self._named():
                 if site.index == 0:
-                    self._begin(branch, moment, denoiser, site.streams(args, kwargs))
+                    self._begin(branch, moment, denoiser, streams)
                     self._reorder(branch, denoiser)
                 if site.index in branch.plans:
-                    branch.plan = self._enter(branch, moment, branch.plans[site.index])
+                    branch.plan = self._enter(branch, moment, branch.plans[site.index], streams)
         plan = branch.plan
         if site.index not in plan.blocks:
             return self._computed(site, moment, proceed(*args, **kwargs))
-        streams = site.streams(args, kwargs)
         if plan.reuse:
             with self._named():
                 reused = self._reuse(branch, site, streams, moment.step, plan.reach)
@@ -223,14 +223,17 @@ class BlockDeltas:
             stream = denoiser.blocks[first].stack.streams.index("hidden_states")
             branch.segments[first] = segment.reordered(stream, before, branch.order)
 
-    def _enter(self, branch: _Branch, moment: Moment, plan: Plan) -> Plan:
+    def _enter(self, branch: _Branch, moment: Moment, plan: Plan, streams: Streams) -> Plan:
         if plan.asks:
             plan = self._rule.decide(moment, plan)
         held = {first: segment for first, segment in branch.segments.items() if first in plan.blocks}
         if plan.reuse:
+            head = held.get(plan.blocks[0])
             refused = self._context.board.compute_demanded()
             if not held or min(segment.step for segment in held.values()) < plan.since:
                 refused = refused or f"{moment.denoiser} has nothing fresh to reuse for {moment.branch}"
+            elif head is not None and not head.fits(streams):
+                refused = refused or _RESHAPED
             if refused:
                 self._context.recorder.fallback(self._name, refused)
                 plan = Plan(plan.blocks, capture=True)
@@ -247,7 +250,7 @@ class BlockDeltas:
             return streams
         branch.active = branch.segments.get(site.index)
         if branch.active is None or not branch.active.fits(streams):
-            reason = "no delta starts at the block" if branch.active is None else "the shape of the tokens changed"
+            reason = "no delta starts at the block" if branch.active is None else _RESHAPED
             if branch.active is not None or site.index not in branch.left_out:
                 self._context.recorder.fallback(self._name, reason)
             branch.active = None

@@ -67,6 +67,27 @@ def test_a_demand_on_the_board_makes_a_step_computed(config: MethodConfig, patte
     assert run["fallbacks"] == [{"method": config.method, "reason": "search: the map is due", "times": 2}]
 
 
+@pytest.mark.parametrize(
+    ("config", "at", "pattern"), [(DELTA, 3, "csccccscscsc"), (TDC, 4, "cccsccsscssc")], ids=["delta", "tdc"]
+)
+def test_tokens_of_another_shape_are_captured_anew(config: MethodConfig, at: int, pattern: str) -> None:
+    """As behind a callback that gives up guidance, in a step that was to reuse: from there on it is as at the start."""
+    pipe, session = enabled(config)
+
+    def halved(step: int) -> torch.Tensor:
+        return inputs(step)[: 1 if step >= at else 2]
+
+    with session:
+        outputs = pipe(halved, steps=12)
+    for (step, branch), output in outputs.items():
+        expected = halved(step) * (1 if branch == "cond" else 2) + 4.0
+        torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    run = session.summary().to_dict()["runs"][0]
+    assert "".join("cs"[count > 0] for count in run["methods"][config.method]["reused_by_step"]) == pattern
+    reason = "the shape of the tokens changed"
+    assert run["fallbacks"] == [{"method": config.method, "reason": reason, "times": 2}], "once a call"
+
+
 @pytest.mark.parametrize("config", [DELTA, TDC], ids=["delta", "tdc"])
 def test_every_step_says_which_blocks_were_computed_and_which_reused(config: MethodConfig) -> None:
     pipe, session = enabled(config)
