@@ -132,7 +132,7 @@ class BlockDeltas:
         self._order = order
         self._compare = compare or order > 0
         self._dtype = dtype
-        self._limit = limit
+        self.limit = limit
         self._state: BranchState[_Branch] = BranchState(_Branch)
 
     def install(self) -> list[Callable[[], None]]:
@@ -301,12 +301,12 @@ class BlockDeltas:
         branch.segments[first] = Segment(first, last, moment.step, deltas, room)
 
     def _has_room(self, branch: _Branch, room: int) -> bool:
-        if self._limit is None:
+        if self.limit is None:
             return True
         taken = [sum(segment.room for segment in each.segments.values()) for each in (branch, *self._state.values())]
-        if taken[0] + room <= self._limit // self.branches and sum(taken[1:]) + room <= self._limit:
+        if taken[0] + room <= self.limit // self.branches and sum(taken[1:]) + room <= self.limit:
             return True
-        text = f"memory_limit={self._limit / 1e9:g} leaves no room for the changes of some blocks, which are computed"
+        text = f"memory_limit={self.limit / 1e9:g} leaves no room for the changes of some blocks, which are computed"
         self._context.recorder.fallback(self._name, text)
         return False
 
