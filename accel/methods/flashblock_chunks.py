@@ -150,8 +150,8 @@ class ChunkFlashBlock(FlashBlockForm):
             past.out[:, :, some], past.lse[:, some] = _over(query, external, scale, some)
         share = sum(anew) / heads
         computed = (own + share * external.tokens) / (own + external.tokens)
-        self.context.recorder.figure(self.name, "heads", torch.tensor([share]))
-        self.context.recorder.figure(self.name, "keys", torch.tensor([computed]))
+        self.context.recorder.figure(self.name, "heads", torch.tensor([share], device="cpu"))
+        self.context.recorder.figure(self.name, "keys", torch.tensor([computed], device="cpu"))
         return past, "reused"
 
     def _which_anew(self, moment: Moment, layer: int, past: Past, heads: int) -> list[bool]:

@@ -69,7 +69,9 @@ class QuantizedLinear(nn.Linear):
 
     def scale_activations(self, scale: float | None) -> None:
         """The power of two by which NVFP4 activations are scaled from now on; None is the one that is always there."""
-        wanted = self.fixed_scale() if scale is None else torch.tensor(scale, dtype=torch.float32).view(torch.int32)
+        wanted = self.fixed_scale()
+        if scale is not None:
+            wanted = torch.tensor(scale, dtype=torch.float32, device="cpu").view(torch.int32)
         self.activation_scale.copy_(wanted)
 
     def fixed_scale(self) -> Tensor:
