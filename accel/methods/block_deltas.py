@@ -150,8 +150,7 @@ class BlockDeltas:
     @property
     def branches(self) -> int:
         """Guidance branches that have changes of their own: as many as are to be expected, or as were seen."""
-        expected = self._context.clock.branches + len(self._context.facts.guidance.further)
-        return max(expected, len(self._state.values()))
+        return max(self._context.clock.branches, len(self._state.values()))
 
     def bytes_of(self, streams: Iterable[torch.Tensor]) -> int:
         """What a change of such streams takes in one branch."""

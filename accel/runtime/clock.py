@@ -73,9 +73,12 @@ class Clock:
     def branches(self) -> int:
         """How many calls, each of a guidance branch of its own, a step of the run will have as far as it is known.
 
-        A user may ask a pipeline for more than its class has by itself, as for true guidance of a distilled model.
+        Those that the pipeline makes as its user asks are among them, asked for or not. A user may ask a pipeline for
+        more than its class has by itself, as for true guidance of a distilled model.
         """
-        return len(self._guidance.order) if self._guidance.form == "separate" and self._guided else 1
+        guidance = self._guidance
+        by_text = len(guidance.order) if guidance.form == "separate" and self._guided else 1
+        return by_text + len(guidance.further)
 
     @property
     def _here(self) -> bool:

@@ -57,6 +57,9 @@ def test_the_branches_of_a_run_are_those_of_its_form_and_one_without_guidance() 
     clock.start_run(2, guided=False)
     clock.start_run(2)
     assert clock.branches == 2, "a run does not go by the one before"
+    clock = Clock(Guidance("batched", ("uncond", "cond"), named=True, further=("uncond_stg", "uncond_modality")))
+    clock.start_run(2)
+    assert clock.branches == 3, "with those that its user may ask for"
 
 
 def test_a_repeated_timestep_on_new_hidden_states_is_a_new_step() -> None:
