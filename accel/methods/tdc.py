@@ -2,8 +2,9 @@
 
 A unit of blocks is skipped while the drift expected of its change, summed over the steps skipped in a row, stays under
 a threshold, and for no more than `max_skips` steps. What is expected was found at the last computed step, so that a
-step is decided before it begins, from numbers that have long arrived; it is decided once, on the guidance branch that
-comes first, and used for all, while each branch adds its own change.
+step is decided before it begins; it is decided once, on the guidance branch that comes first, and used for all, while
+each branch adds its own change. Where the other branches are calls of their own, the numbers arrive on the host during
+them; where a step is one call, the host waits for the computed step before it.
 
 Published is one unit for each block and a change that is reused as it is. By what `python -m bench.tdc` prints, one
 unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923, at order 1) is far better at
