@@ -181,7 +181,7 @@ class AccelConfig(BaseModel):
             data = yaml.safe_load(file.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise AccelError(f"cannot read the configuration {file}: {_reason(error)}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # The latter for a date with a thirteenth month, say.
             raise AccelError(f"{file} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
         try:
             return cls.from_dict(data)._with_files(lambda name: str(file.parent / name))

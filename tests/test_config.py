@@ -147,7 +147,10 @@ def test_refusals_are_one_line(name: str) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("text", ["cache: [delta", "- just\n- a list", "cache: {method: delta, interval: 0}", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["cache: [delta", "- just\n- a list", "cache: {method: delta, interval: 0}", "\x00", "version: 2026-13-01"],
+)
 def test_bad_files_are_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)

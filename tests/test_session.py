@@ -206,16 +206,18 @@ def test_the_whole_call_is_timed_where_the_pipeline_tells_both_of_its_ends(pipe:
             TINY["wan"].run(pipe, callback_on_step_end=stop)
         except RuntimeError:
             pipe.maybe_free_model_hooks()  # As whoever goes on after a failure does.
+            TINY["wan"].run(pipe, num_inference_steps=2)  # With less, while it is still handled.
         pipe.maybe_free_model_hooks()
     assert snapshot(pipe) == before
-    whole, broken = session.summary().to_dict()["runs"]
+    whole, broken, less = session.summary().to_dict()["runs"]
     assert whole["denoiser_seconds"] <= whole["seconds"] < whole["call_seconds"] < elapsed, (
         "the text is encoded outside"
     )
     assert (broken["state"], broken["call_seconds"]) == ("broken off", None)
+    assert less["state"] == "finished" and less["seconds"] < less["call_seconds"] < elapsed
     text = str(session.summary())
     assert f"{whole['seconds']:.2f} s in the loop, {whole['call_seconds']:.2f} s in all" in text
-    assert text.count(" s in all") == 1
+    assert text.count(" s in all") == 2
     other = TINY["dit"].build()
     with accel.enable(other, cache="none") as session:
         TINY["dit"].run(other)

@@ -93,5 +93,5 @@ def _value(path: str, text: str) -> Any:
         pass
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise AccelError(f"--set {path}={text}: the value is neither JSON nor YAML") from error

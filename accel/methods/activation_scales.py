@@ -86,7 +86,7 @@ class Largest:
     def scales(self) -> dict[str, float]:
         """The power that fits, by layer; one that was never called, or on zeros alone, tells nothing."""
         return {
-            name: fitting_scale(torch.tensor(largest, dtype=torch.float32)).item()
+            name: fitting_scale(torch.tensor(largest, dtype=torch.float32, device="cpu")).item()
             for name, largest in self._largest.items()
             if 0.0 < largest < math.inf
         }

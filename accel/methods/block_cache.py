@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 
 from accel.methods.base import Context, Method
-from accel.methods.block_deltas import BlockDeltas, Captured, Plan, Streams
+from accel.methods.block_deltas import BlockDeltas, Captured, Plan
 from accel.methods.needs import FAST_DEVICES, Needs, Slot
+from accel.methods.segments import Streams
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord

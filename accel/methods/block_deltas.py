@@ -12,26 +12,26 @@ arXiv 2503.06923, for continuing what is cached along a line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch.profiler import record_function
 
-from accel.kernels.delta import apply_delta
 from accel.methods.base import Context
 from accel.methods.delta_ledger import HeldUnit, Ledger
 from accel.methods.held_delta import HeldDelta
+from accel.methods.segments import OpenSegment, Segment, Streams, alike, versions
 from accel.pipelines.sites import BlockSite, Denoiser
 from accel.runtime.board import TokenOrder
 from accel.runtime.clock import Moment
 from accel.runtime.state import BranchState
 
-Streams = tuple[torch.Tensor, ...]
-
 _IN_PLACE = "the tokens are changed in place, by a block or between blocks"
+_UNLIKE = "a block changes the shape, the dtype or the device of its tokens, and is computed"
+_RESHAPED = "the shape of the tokens changed"
 
 
 @dataclass(frozen=True)
@@ -76,68 +76,27 @@ class Rule(Protocol):
         """Hears of every unit that was captured."""
 
 
-@dataclass(frozen=True)
-class _Segment:
-    first: int
-    last: int
-    step: int
-    deltas: tuple[HeldDelta, ...]
-    # What it may come to take, with slopes.
-    room: int
-
-    def fits(self, streams: Streams) -> bool:
-        return all(delta.fits(stream) for stream, delta in zip(streams, self.deltas, strict=True))
-
-    def reordered(self, stream: int, before: TokenOrder | None, now: TokenOrder | None) -> _Segment:
-        """The same for tokens of that stream in another order."""
-
-        def change(x: torch.Tensor) -> torch.Tensor:
-            x = x if before is None else before.restore(x)
-            # Where the number of tokens changed, it will not be reused.
-            return now.apply(x) if now is not None and now.length == x.shape[1] else x
-
-        deltas = list(self.deltas)
-        deltas[stream] = deltas[stream].mapped(change)
-        return replace(self, deltas=tuple(deltas))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(delta.nbytes for delta in self.deltas)
-
-
-@dataclass
-class _Open:
-    """A segment that is being captured."""
-
-    first: int
-    last: int
-    inputs: Streams
-    input_versions: list[int]
-    outputs: Streams
-    output_versions: list[int]
-
-
 @dataclass
 class _Branch:
     plans: dict[int, Plan] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
-    segments: dict[int, _Segment] = field(default_factory=dict)
+    segments: dict[int, Segment] = field(default_factory=dict)
     # Those that the running capture replaces.
-    earlier: dict[int, _Segment] = field(default_factory=dict)
+    earlier: dict[int, Segment] = field(default_factory=dict)
     captured: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)
-    # Blocks whose change was not kept, for want of room.
+    # Blocks whose change was not kept: there was no room, or it is no difference of tensors that are alike.
     left_out: set[int] = field(default_factory=set)
     # Of the tokens in the changes.
     order: TokenOrder | None = None
-    active: _Segment | None = None
-    open: _Open | None = None
+    active: Segment | None = None
+    open: OpenSegment | None = None
 
     def units(self) -> list[HeldUnit]:
         """What is held of the units of the last call."""
         found = []
         for plan in self.plans.values():
             held = [segment for first, segment in self.segments.items() if first in plan.blocks]
-            sloped = any(delta.slope is not None for segment in held for delta in segment.deltas)
+            sloped = any(delta.slope is not None for segment in held for delta in segment.deltas.values())
             if held:
                 found.append(HeldUnit(sum(segment.nbytes for segment in held), len(held), sloped))
         return found
@@ -173,7 +132,7 @@ class BlockDeltas:
         self._order = order
         self._compare = compare or order > 0
         self._dtype = dtype
-        self._limit = limit
+        self.limit = limit
         self._state: BranchState[_Branch] = BranchState(_Branch)
 
     def install(self) -> list[Callable[[], None]]:
@@ -191,10 +150,9 @@ class BlockDeltas:
     @property
     def branches(self) -> int:
         """Guidance branches that have changes of their own: as many as are to be expected, or as were seen."""
-        expected = self._context.clock.branches + len(self._context.facts.guidance.further)
-        return max(expected, len(self._state.values()))
+        return max(self._context.clock.branches, len(self._state.values()))
 
-    def bytes_of(self, streams: Streams) -> int:
+    def bytes_of(self, streams: Iterable[torch.Tensor]) -> int:
         """What a change of such streams takes in one branch."""
         return sum(HeldDelta.bytes_of(stream, sloped=self._order > 0, dtype=self._dtype) for stream in streams)
 
@@ -209,18 +167,17 @@ class BlockDeltas:
         moment = self._context.clock.now
         if moment is None:
             return proceed(*args, **kwargs)
-        branch = self._state.at(moment)
+        branch, streams = self._state.at(moment), site.streams(args, kwargs)
         if site.index == 0 or site.index in branch.plans:
             with self._named():
                 if site.index == 0:
-                    self._begin(branch, moment, denoiser, site.streams(args, kwargs))
+                    self._begin(branch, moment, denoiser, streams)
                     self._reorder(branch, denoiser)
                 if site.index in branch.plans:
-                    branch.plan = self._enter(branch, moment, branch.plans[site.index])
+                    branch.plan = self._enter(branch, moment, branch.plans[site.index], streams)
         plan = branch.plan
         if site.index not in plan.blocks:
             return self._computed(site, moment, proceed(*args, **kwargs))
-        streams = site.streams(args, kwargs)
         if plan.reuse:
             with self._named():
                 reused = self._reuse(branch, site, streams, moment.step, plan.reach)
@@ -265,14 +222,17 @@ class BlockDeltas:
             stream = denoiser.blocks[first].stack.streams.index("hidden_states")
             branch.segments[first] = segment.reordered(stream, before, branch.order)
 
-    def _enter(self, branch: _Branch, moment: Moment, plan: Plan) -> Plan:
+    def _enter(self, branch: _Branch, moment: Moment, plan: Plan, streams: Streams) -> Plan:
         if plan.asks:
             plan = self._rule.decide(moment, plan)
         held = {first: segment for first, segment in branch.segments.items() if first in plan.blocks}
         if plan.reuse:
+            head = held.get(plan.blocks[0])
             refused = self._context.board.compute_demanded()
             if not held or min(segment.step for segment in held.values()) < plan.since:
                 refused = refused or f"{moment.denoiser} has nothing fresh to reuse for {moment.branch}"
+            elif head is not None and not head.fits(streams):
+                refused = refused or _RESHAPED
             if refused:
                 self._context.recorder.fallback(self._name, refused)
                 plan = Plan(plan.blocks, capture=True)
@@ -289,60 +249,63 @@ class BlockDeltas:
             return streams
         branch.active = branch.segments.get(site.index)
         if branch.active is None or not branch.active.fits(streams):
-            reason = "no delta starts at the block" if branch.active is None else "the shape of the tokens changed"
+            reason = "no delta starts at the block" if branch.active is None else _RESHAPED
             if branch.active is not None or site.index not in branch.left_out:
                 self._context.recorder.fallback(self._name, reason)
             branch.active = None
             return None
-        distance = reach * (step - branch.active.step)
-        return tuple(
-            apply_delta(stream, *delta.read(stream.dtype), distance)
-            for stream, delta in zip(streams, branch.active.deltas, strict=True)
-        )
+        return branch.active.added(streams, reach * (step - branch.active.step))
 
     def _capture(self, branch: _Branch, moment: Moment, site: BlockSite, inputs: Streams, outputs: Streams) -> None:
+        if not alike(inputs, outputs):
+            self._context.recorder.fallback(self._name, _UNLIKE)
+            self._close(branch, moment)
+            branch.left_out.add(site.index)
+            return
         running = branch.open
-        if running is not None and _same(inputs, running.outputs):
-            if _versions(inputs) != running.output_versions:
+        if running is not None and running.leads_to(inputs):
+            if versions(inputs) != running.output_versions:
                 self._context.recorder.fallback(self._name, _IN_PLACE)
                 branch.open = None
                 return
-            running.last, running.outputs, running.output_versions = site.index, outputs, _versions(outputs)
+            running.add(site, outputs)
             return
         self._close(branch, moment)
-        branch.open = _Open(site.index, site.index, inputs, _versions(inputs), outputs, _versions(outputs))
+        branch.open = OpenSegment.of(site, inputs, outputs)
 
     def _close(self, branch: _Branch, moment: Moment) -> None:
         running, branch.open = branch.open, None
         if running is None:
             return
-        if _versions(running.inputs + running.outputs) != running.input_versions + running.output_versions:
+        if not running.intact:
             self._context.recorder.fallback(self._name, _IN_PLACE)
             return
-        room = self.bytes_of(running.outputs)
+        first, last, changes = running.first, running.last.index, running.changes()
+        room = self.bytes_of(output for output, _ in changes.values())
         if not self._has_room(branch, room):
-            branch.left_out |= set(range(running.first, running.last + 1))
+            branch.left_out |= set(range(first, last + 1))
             return
-        earlier = branch.earlier.pop(running.first, None)
-        if earlier is not None and not (earlier.last == running.last and earlier.fits(running.inputs)):
+        earlier = branch.earlier.pop(first, None)
+        if earlier is not None and not (earlier.last == last and earlier.fits(running.inputs)):
             earlier = None
         gap = None if earlier is None else moment.step - earlier.step
-        deltas = []
-        for index, (output, hidden) in enumerate(zip(running.outputs, running.inputs, strict=True)):
-            before = None if earlier is None else earlier.deltas[index]
-            delta, stats = HeldDelta.make(output, hidden, before, gap or 0, sloped=self._order > 0, dtype=self._dtype)
-            deltas.append(delta)
+        deltas: dict[int, HeldDelta] = {}
+        for place, (output, hidden) in changes.items():
+            before = None if earlier is None else earlier.deltas[place]
+            deltas[place], stats = HeldDelta.make(
+                output, hidden, before, gap or 0, sloped=self._order > 0, dtype=self._dtype
+            )
             branch.captured.append((stats, gap))
             self._context.recorder.figure(self._name, "delta", stats)
-        branch.segments[running.first] = _Segment(running.first, running.last, moment.step, tuple(deltas), room)
+        branch.segments[first] = Segment(first, last, moment.step, deltas, room)
 
     def _has_room(self, branch: _Branch, room: int) -> bool:
-        if self._limit is None:
+        if self.limit is None:
             return True
         taken = [sum(segment.room for segment in each.segments.values()) for each in (branch, *self._state.values())]
-        if taken[0] + room <= self._limit // self.branches and sum(taken[1:]) + room <= self._limit:
+        if taken[0] + room <= self.limit // self.branches and sum(taken[1:]) + room <= self.limit:
             return True
-        text = f"memory_limit={self._limit / 1e9:g} leaves no room for the changes of some blocks, which are computed"
+        text = f"memory_limit={self.limit / 1e9:g} leaves no room for the changes of some blocks, which are computed"
         self._context.recorder.fallback(self._name, text)
         return False
 
@@ -365,13 +328,3 @@ class BlockDeltas:
         if recorder.current is not None and held > recorder.current.held_bytes[self._name]:
             recorder.fact(self._name, "ledger", Ledger.of(value.units() for value in self._state.values()))
         recorder.held(self._name, held)
-
-
-def _same(inputs: Streams, outputs: Streams) -> bool:
-    """Whether a block is given what another returned; not where the parent joined the streams in between."""
-    return len(inputs) == len(outputs) and all(a is b for a, b in zip(inputs, outputs, strict=True))
-
-
-def _versions(streams: Streams) -> list[int]:
-    # Tensors made in inference mode cannot be followed; there the objects alone tell.
-    return [0 if tensor.is_inference() else tensor._version for tensor in streams]

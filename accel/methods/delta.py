@@ -13,7 +13,8 @@ from pydantic import Field
 
 from accel.methods.base import Context, Keyword, MethodConfig, Toward, register, steps_in
 from accel.methods.block_cache import BlockCache
-from accel.methods.block_deltas import Plan, Streams
+from accel.methods.block_deltas import Plan
+from accel.methods.segments import Streams
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
 from accel.runtime.recorder import RunRecord

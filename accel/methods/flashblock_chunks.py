@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from accel.kernels.block_attention import block_attention, dense_attention
 from accel.kernels.blocks import number_of_blocks
 from accel.methods.base import Context
 from accel.methods.flashblock_form import FlashBlockForm, for_branches
+from accel.methods.needs import FAST_DEVICES, Needs
 from accel.methods.served_attention import ServedAttention
 from accel.methods.sparse_call import NotInBlocks, of_one_dtype
 from accel.pipelines.attention import AttentionCall, External
@@ -59,6 +60,9 @@ class Past:
 
 class ChunkFlashBlock(FlashBlockForm):
     """FlashBlock on a pipeline that generates chunk by chunk."""
+
+    # The rest of what FlashBlock needs is refused before either form is made.
+    needs: ClassVar[Needs] = Needs(devices=FAST_DEVICES)
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
@@ -150,8 +154,8 @@ class ChunkFlashBlock(FlashBlockForm):
             past.out[:, :, some], past.lse[:, some] = _over(query, external, scale, some)
         share = sum(anew) / heads
         computed = (own + share * external.tokens) / (own + external.tokens)
-        self.context.recorder.figure(self.name, "heads", torch.tensor([share]))
-        self.context.recorder.figure(self.name, "keys", torch.tensor([computed]))
+        self.context.recorder.figure(self.name, "heads", torch.tensor([share], device="cpu"))
+        self.context.recorder.figure(self.name, "keys", torch.tensor([computed], device="cpu"))
         return past, "reused"
 
     def _which_anew(self, moment: Moment, layer: int, past: Past, heads: int) -> list[bool]:

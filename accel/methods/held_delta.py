@@ -23,8 +23,8 @@ class _Codes:
 
     @classmethod
     def of(cls, values: Tensor) -> _Codes:
-        # The smallest normal number keeps tokens of zeros from being divided by zero.
-        scale = values.abs().amax(-1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
+        # The smallest normal number keeps tokens of zeros from being divided by zero, also where smaller ones are zero.
+        scale = (values.abs().amax(-1, keepdim=True).float() / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
         return cls((values.float() / scale).to(FLOAT8), scale)
 
     def read(self, dtype: torch.dtype) -> Tensor:

@@ -125,7 +125,7 @@ class Measurements:
             raise AccelError("mixed: the calibration runs measured nothing: use two steps or more")
         lines, explained, predicted = {}, {}, []
         for name, seen in self._seen.items():
-            changes = torch.tensor([change for change, _ in seen], dtype=torch.float64)
+            changes = torch.tensor([change for change, _ in seen], dtype=torch.float64, device="cpu")
             errors = torch.stack([error for _, error in seen]).double().cpu()
             usable = changes.isfinite() & errors.isfinite()
             if not usable.any():
@@ -133,7 +133,8 @@ class Measurements:
             alpha, beta, explained[name] = _line(changes[usable], errors[usable])
             lines[name] = alpha, beta
             predicted.append(alpha * changes[usable] + beta)
-        quantiles = torch.cat(predicted).quantile(torch.linspace(0, 1, _QUANTILES, dtype=torch.float64))
+        shares = torch.linspace(0, 1, _QUANTILES, dtype=torch.float64, device="cpu")
+        quantiles = torch.cat(predicted).quantile(shares)
         scales = self.largest.scales() if self._low == "nvfp4" else {}
         return Calibration(fingerprint, self._low, rotate, lines, explained, quantiles.tolist(), scales)
 

@@ -105,7 +105,7 @@ class SparseAttention(Method):
 
     def note_search(self, held_bytes: int) -> None:
         """Counts a search, after which so much memory is held."""
-        self.context.recorder.figure(self.config.method, "search", torch.ones(1))
+        self.context.recorder.figure(self.config.method, "search", torch.ones(1, device="cpu"))
         self.context.recorder.held(self.config.method, held_bytes)
 
     def install(self) -> list[Callable[[], None]]:

@@ -2,8 +2,9 @@
 
 A unit of blocks is skipped while the drift expected of its change, summed over the steps skipped in a row, stays under
 a threshold, and for no more than `max_skips` steps. What is expected was found at the last computed step, so that a
-step is decided before it begins, from numbers that have long arrived; it is decided once, on the guidance branch that
-comes first, and used for all, while each branch adds its own change.
+step is decided before it begins; it is decided once, on the guidance branch that comes first, and used for all, while
+each branch adds its own change. Where the other branches are calls of their own, the numbers arrive on the host during
+them; where a step is one call, the host waits for the computed step before it.
 
 Published is one unit for each block and a change that is reused as it is. By what `python -m bench.tdc` prints, one
 unit of all blocks whose change is continued along a line (TaylorSeer, arXiv 2503.06923, at order 1) is far better at
@@ -14,6 +15,7 @@ followed as far as it held the last time, and more weight on the drift of early 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -23,9 +25,10 @@ from pydantic import Field
 from accel.methods.arriving import Arriving, summed
 from accel.methods.base import Context, Keyword, MethodConfig, Toward, register, steps_in
 from accel.methods.block_cache import BlockCache
-from accel.methods.block_deltas import Captured, Plan, Streams
+from accel.methods.block_deltas import Captured, Plan
 from accel.methods.drift import Drift, early_weight
 from accel.methods.held_delta import FLOAT8
+from accel.methods.segments import Streams
 from accel.pipelines.context_parallel import Ranks, sharing_tokens
 from accel.pipelines.sites import Denoiser
 from accel.runtime.clock import Moment
@@ -60,7 +63,7 @@ class TemporalDeltaCacheConfig(MethodConfig):
         memory_limit: Gigabytes (1e9 bytes) that the changes of all guidance branches may take; units are joined until
             they fit. Where the model adds something between blocks, a unit has a change for each stretch of blocks in
             between; those for which no room is left are not kept, and their blocks are computed. Not counted is what is
-            there for a moment only: an old change, until the new one is made. None sets no limit.
+            there for a moment only: an old change, until the new one is made. None and infinity set no limit.
     """
 
     method: ClassVar[str] = "tdc"
@@ -97,9 +100,9 @@ class TemporalDeltaCache(BlockCache):
 
     def __init__(self, config: TemporalDeltaCacheConfig, context: Context) -> None:
         dtype = _DTYPES[config.delta_dtype]
-        limit = None if config.memory_limit is None else round(config.memory_limit * 1e9)
+        nbytes = math.inf if config.memory_limit is None else config.memory_limit * 1e9
+        limit = round(nbytes) if math.isfinite(nbytes) else None
         super().__init__(config, context, order=config.order, compare=True, dtype=dtype, limit=limit)
-        self._limit = limit
         self._open = range(0)
         self._num_steps = 1
         self._most_units = 0
@@ -152,7 +155,6 @@ class TemporalDeltaCache(BlockCache):
                 self._drifts.clear()
             if self.config.units == "probe" and len(units) == 2:
                 probe, rest = units
-                self._drifts.setdefault(rest[0], Drift(self.config.order))
                 self._plans = [Plan(probe, capture=self._captures(moment.step, probe=True)), Plan(rest, asks=True)]
             else:
                 self._plans = [self._plan(moment.step, blocks) for blocks in units]
@@ -161,7 +163,7 @@ class TemporalDeltaCache(BlockCache):
     def decide(self, moment: Moment, plan: Plan) -> Plan:
         """On the blocks behind the probe, whose change of this step has just been found."""
         self._receive()
-        self._drifts[plan.blocks[0]].rate = self._drifts.setdefault(0, Drift(self.config.order)).rate
+        self._drift(plan.blocks[0]).rate = self._drift(0).rate
         decided = self._plan(moment.step, plan.blocks)
         self._plans = [decided if known is plan else known for known in self._plans]
         return decided
@@ -172,11 +174,15 @@ class TemporalDeltaCache(BlockCache):
 
     def _receive(self) -> None:
         for (unit, gap), parts in self._arriving.take():
-            self._drifts.setdefault(unit, Drift(self.config.order)).computed(summed(parts), gap)
+            self._drift(unit).computed(summed(parts), gap)
+
+    def _drift(self, unit: int) -> Drift:
+        """That of the unit that begins at this block."""
+        return self._drifts.setdefault(unit, Drift(self.config.order))
 
     def _plan(self, step: int, blocks: range) -> Plan:
         config = self.config
-        drift = self._drifts.setdefault(blocks[0], Drift(config.order))
+        drift = self._drift(blocks[0])
         weight = early_weight(step / self._num_steps, config.early)
         if step in self._open and drift.may_skip(config.threshold, config.max_skips, weight):
             drift.skip(weight)
@@ -196,9 +202,9 @@ class TemporalDeltaCache(BlockCache):
         config, number = self.config, len(denoiser.blocks)
         asked = {"blocks": number, "probe": 2}.get(str(config.units), config.units)
         units = fitting = min(int(asked), number)
-        if self._limit is not None:
+        if self._deltas.limit is not None:
             each = self._deltas.bytes_of(streams) * self._deltas.branches
-            fitting = min(units, self._limit // each)
+            fitting = min(units, self._deltas.limit // each)
             if fitting < units:
                 text = (
                     f"memory_limit={config.memory_limit} holds {fitting} of {units} units of {each / 1e9:.3g} GB each"

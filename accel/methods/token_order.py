@@ -154,7 +154,7 @@ class ForwardOrder:
         order = arrange(grid, block_size=self._block_size, device=stream.device)
         if not order.identity:
             forward.order = self._context.board.order = order
-            self._context.recorder.figure(self._name, "tiled_forward", torch.ones(1))
+            self._context.recorder.figure(self._name, "tiled_forward", torch.ones(1, device="cpu"))
 
     def _moved(self, forward: _Forward, order: Arrangement, argument: TokenArgument, value: Any) -> Any:
         """An argument of the blocks in order; a parent gives all of them the same object."""

@@ -10,8 +10,9 @@ timestep that it is at: it does not go on meanwhile, although branches come agai
 Within a run a new step begins when a branch that was seen already comes again; a second-order scheduler evaluates the
 model twice for most of its steps, and each evaluation counts as a step here. Where a pipeline calls twice per step but
 does not tell the branch, the second call is known by its equal timestep and equal hidden states: a second-order
-scheduler, and a timestep in half precision, may repeat a timestep, but not on the same hidden states. Where a pipeline
-does tell the branch, a call without one was made by hand, and has no moment either.
+scheduler, and a timestep in half precision, may repeat a timestep, but not on the same hidden states. Where it tells
+the timestep that it is at, the device need not be asked: another object is another step. Where a pipeline does tell the
+branch, a call without one was made by hand, and has no moment either.
 """
 
 from __future__ import annotations
@@ -73,9 +74,12 @@ class Clock:
     def branches(self) -> int:
         """How many calls, each of a guidance branch of its own, a step of the run will have as far as it is known.
 
-        A user may ask a pipeline for more than its class has by itself, as for true guidance of a distilled model.
+        Those that the pipeline makes as its user asks are among them, asked for or not. A user may ask a pipeline for
+        more than its class has by itself, as for true guidance of a distilled model.
         """
-        return len(self._guidance.order) if self._guidance.form == "separate" and self._guided else 1
+        guidance = self._guidance
+        by_text = len(guidance.order) if guidance.form == "separate" and self._guided else 1
+        return by_text + len(guidance.further)
 
     @property
     def _here(self) -> bool:
@@ -156,7 +160,7 @@ class Clock:
             self._chunk = chunk
             self._step = 0
             self._seen = []
-        branch = branch or self._branch or self._unnamed_branch(timestep, sample)
+        branch = branch or self._branch or self._unnamed_branch(timestep, sample, told)
         stayed = told is not None and told is self._told
         self._elsewhere = stayed and (self._elsewhere or branch in self._seen)
         if self._elsewhere:
@@ -168,18 +172,22 @@ class Clock:
         self._timestep, self._sample, self._told = timestep, sample, told
         return Moment(self.runs - 1, self._chunk, self._step, self._num_steps, branch, denoiser, grid())
 
-    def _unnamed_branch(self, timestep: Any, sample: Any) -> str:
+    def _unnamed_branch(self, timestep: Any, sample: Any, told: torch.Tensor | None) -> str:
         order = self._guidance.order
         if self._guidance.form == "batched":
             return "cond_uncond"  # the name that diffusers gives to such a call
         position = len(self._seen)
-        if 0 < position < len(order) and self._same_call(timestep, sample):
+        if 0 < position < len(order) and self._same_step(timestep, sample, told):
             return order[position]
         return order[0]
 
-    def _same_call(self, timestep: Any, sample: Any) -> bool:
-        # Pipelines give both calls of a step the same objects as a rule; only otherwise is the device asked.
-        return timestep is self._timestep or (_equal(timestep, self._timestep) and _equal(sample, self._sample))
+    def _same_step(self, timestep: Any, sample: Any, told: torch.Tensor | None) -> bool:
+        # Asking the device waits for all that it has still to do.
+        if told is not None and told is not self._told:
+            return False
+        if timestep is self._timestep or (told is not None and sample is self._sample):
+            return True
+        return _equal(timestep, self._timestep) and _equal(sample, self._sample)
 
 
 def _equal(a: Any, b: Any) -> bool:

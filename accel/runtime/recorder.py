@@ -150,7 +150,8 @@ class RunRecord:
     @property
     def call_seconds(self) -> float | None:
         """Seconds of the pipeline's whole call, with text encoders and autoencoder; None where it does not tell both
-        ends, or is not over, or was broken off."""
+        ends, has several loops, is not over, or was broken off. One that fails behind its loop is over for the record
+        where its user next has the pipeline let go of its models."""
         if self._call_began is None or self._call_over is None or self.state != "finished":
             return None
         return seconds_between(self._call_began, self._call_over)

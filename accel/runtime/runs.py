@@ -140,14 +140,19 @@ def watch_whole_calls(pipe: Any, on_begin: Callable[[], None], on_end: Callable[
     if not (hasattr(pipe, "check_inputs") and hasattr(pipe, "maybe_free_model_hooks")):
         return lambda: None
 
+    # The exception that the caller handles where a call begins; its id alone, since it keeps all that its frames hold.
+    before = id(None)
+
     def begin(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal before
+        before = id(sys.exc_info()[1])
         on_begin()
         return original(*args, **kwargs)
 
     def end(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         # Whoever cleans up after a call that failed is not at the end of it.
-        if sys.exc_info()[1] is None:
+        if id(sys.exc_info()[1]) in (id(None), before):
             on_end()
         return result
 

@@ -59,6 +59,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--set", "=3"], "is not of the form"),
     (["--set", "threshold=-1"], "threshold=-1 is not possible"),
     (["--set", "interval=[1"], "neither JSON nor YAML"),
+    (["--set", "interval=2026-13-01"], "neither JSON nor YAML"),
     (["--set", "treshold=3"], "nearest: 'threshold'"),
     (["--set", "attention.density=0.5"], "names no single active method"),
     (["--config", "gone.yaml"], "cannot read the configuration gone.yaml"),

@@ -377,6 +377,20 @@ def test_a_run_without_guidance_is_asked_for_the_memory_of_one_branch() -> None:
         case.run(pipe, guidance_scale=1.0)
 
 
+def test_memory_is_asked_for_all_branches_of_ltx2_at_its_first_call() -> None:
+    """As a user calls it, who leaves its further guidance on: three calls in each step."""
+    case = TINY["ltx2"]
+    pipe = case.build()
+    need = needed(torch.empty(2, case.tokens, 2, 64), case.tokens, 0.25, 64, totals=True)
+    one = len(pipe.transformer.transformer_blocks) * (need.outputs + need.beside)
+    guided = {"stg_scale": 1.0, "spatio_temporal_guidance_blocks": [2], "modality_scale": 3.0}
+    line = f"would hold {3 * one / 1e9:.3g} GB, more than .* for each of 3 guidance branches"
+    with accel.enable(pipe, cache="flashblock", memory_limit=1.1 * one / 1e9) as session:
+        with pytest.raises(AccelError, match=line):
+            case.run(pipe, **guided)
+        assert last(session)["branches"] == ["cond_uncond"] and last(session)["steps"] == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [

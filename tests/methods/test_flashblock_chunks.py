@@ -19,6 +19,7 @@ from accel.methods import flashblock_form
 from accel.methods.flashblock import FlashBlockConfig
 from accel.methods.flashblock_calibration import Calibration
 from accel.methods.flashblock_chunks import ChunkFlashBlock, Past, _go_on, _over
+from accel.methods.rules import remarks
 from accel.pipelines.attention import AttentionCall, External
 from tests.conformance.snapshot import snapshot
 from tests.sparse_calls import last
@@ -105,9 +106,11 @@ def test_chunks_begin_with_a_refresh_and_the_summary_says_so() -> None:
     pipe, plain = built()
     with accel.enable(pipe, cache="flashblock") as session:
         first, second = small(pipe), small(pipe)
+        slow = remarks(session.methods[0], 4, "mps")
     assert torch.equal(first, second) and 0 < apart(first, plain) < 0.05
     run, found = last(session), report(session)
     assert run["notes"] == [], "a chunk has few steps, and its past is long"
+    assert slow == ["flashblock has fast kernels for cpu, cuda or xpu: on mps it runs slowly"]
     assert (run["steps"], run["planned_steps"], run["chunks"], run["filling_calls"]) == (15, 15, 3, 2)
     assert run["branches"] == ["cond_uncond"] and run["grid"] == [1, 8, 8]
     assert found["refreshed_by_step"] == [0] * 5 + [LAYERS, 0, 0, LAYERS, 0] * 2

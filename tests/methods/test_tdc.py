@@ -247,7 +247,7 @@ def test_hints_between_blocks_are_added_afresh() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "units", "held"),
-    [(None, 4, 4), (1e-6 * 5.2, 4, 4), (1e-6 * 3.0, 2, 2), (1e-6 * 1.3, 1, 1)],
+    [(None, 4, 4), (math.inf, 4, 4), (1e-6 * 5.2, 4, 4), (1e-6 * 3.0, 2, 2), (1e-6 * 1.3, 1, 1)],
 )
 def test_the_memory_limit_joins_units(limit: float | None, units: int, held: int) -> None:
     """A unit is 2 x 5 x 4 values of 8 bytes, with a slope, for two branches: 1,280 bytes."""

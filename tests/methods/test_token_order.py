@@ -14,7 +14,7 @@ import accel
 from accel.config import AccelConfig
 from accel.errors import AccelError, AccelWarning
 from accel.kernels.arrangement import arrange
-from accel.methods.block_deltas import _Segment
+from accel.methods.segments import Segment
 from accel.pipelines.sites import inspect_pipeline
 from tests.conformance.snapshot import snapshot
 from tests.stand_ins import built
@@ -106,9 +106,9 @@ def test_a_change_that_is_captured_in_one_order_is_reused_in_the_other(
     name: str, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of three dense steps captures in the model's order, and the first step that is tiled reuses it."""
-    moved: list[_Segment] = []
-    reordered = _Segment.reordered
-    monkeypatch.setattr(_Segment, "reordered", lambda s, *a: (moved.append(s), reordered(s, *a))[1])
+    moved: list[Segment] = []
+    reordered = Segment.reordered
+    monkeypatch.setattr(Segment, "reordered", lambda s, *a: (moved.append(s), reordered(s, *a))[1])
     pipe, outputs = built(name)[0], {}
     for tiling in ("call", "forward"):
         with enabled(pipe, {**PISA, "dense_steps": 0.5}, tiling, cache) as session:

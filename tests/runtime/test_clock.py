@@ -57,6 +57,9 @@ def test_the_branches_of_a_run_are_those_of_its_form_and_one_without_guidance() 
     clock.start_run(2, guided=False)
     clock.start_run(2)
     assert clock.branches == 2, "a run does not go by the one before"
+    clock = Clock(Guidance("batched", ("uncond", "cond"), named=True, further=("uncond_stg", "uncond_modality")))
+    clock.start_run(2)
+    assert clock.branches == 3, "with those that its user may ask for"
 
 
 def test_a_repeated_timestep_on_new_hidden_states_is_a_new_step() -> None:
@@ -69,6 +72,22 @@ def test_a_repeated_timestep_on_new_hidden_states_is_a_new_step() -> None:
             assert moment is not None
             seen.append((moment.step, moment.branch))
     assert seen == [(0, "cond"), (0, "uncond"), (1, "cond"), (1, "uncond")]
+
+
+@pytest.mark.parametrize("calls", [1, 2], ids=["distilled", "guided"])
+def test_a_timestep_that_is_told_spares_asking_the_device(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FLUX and Chroma do, which divide the timestep anew for each call."""
+    monkeypatch.setattr(torch, "equal", lambda *_: pytest.fail("waited for the device"))
+    clock = Clock(SEPARATE)
+    clock.start_run(4)
+    seen = []
+    for _ in range(4):
+        told, sample = torch.tensor(5.0), torch.zeros(1)
+        for _ in range(calls):
+            with clock.call("transformer", told / 1000, sample, told=told) as moment:
+                assert moment is not None
+                seen.append((moment.step, moment.branch))
+    assert seen == [(step, branch) for step in range(4) for branch in SEPARATE.order[:calls]]
 
 
 def test_batched_calls_are_a_step_each_even_at_one_timestep() -> None:
