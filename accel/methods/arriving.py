@@ -36,7 +36,8 @@ class Arriving(Generic[K]):
     def take(self) -> list[tuple[K, list[list[float]]]]:
         """All that was sent since: of each, its numbers as every process found them; they are forgotten here.
 
-        Waits until they have arrived: where no call came in between, until the device is done with that which sent them.
+        Waits until they have arrived: where no call came in between, until the device is done with the one that sent
+        them.
         """
         found = [(key, [back.tolist()]) for key, back in self._alone]
         self._alone.clear()

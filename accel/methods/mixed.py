@@ -305,7 +305,7 @@ class MixedPrecision(Sparing):
         # Where a model is spread over several devices, a block may be given its streams on another than its own, and
         # they may lie on several themselves.
         pairs = zip(outputs, inputs, strict=True)
-        statistics = [delta_statistics(after, before.to(after.device)) for after, before in pairs]
+        statistics = [delta_statistics(after, before.to(after)) for after, before in pairs]
         total = torch.stack([each.to(statistics[0].device) for each in statistics]).sum(0)
         self._state.arriving.add(("change", [site.index, step]), total, self._state.ranks)
         if not layers:
