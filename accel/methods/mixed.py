@@ -303,7 +303,7 @@ class MixedPrecision(Sparing):
         layers: list[Layer],
     ) -> None:
         # Where a model is spread over several devices, a block may be given its streams on another than its own, and
-        # they may lie on several themselves.
+        # they may lie on several themselves; under autocast it may return another dtype.
         pairs = zip(outputs, inputs, strict=True)
         statistics = [delta_statistics(after, before.to(after)) for after, before in pairs]
         total = torch.stack([each.to(statistics[0].device) for each in statistics]).sum(0)
