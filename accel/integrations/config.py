@@ -144,7 +144,7 @@ class StoredWeightsConfig(QuantizationConfigMixin):
 
 
 def _names(setting: str, given: Any) -> list[str]:
-    names = [] if given is None else list(given) if _is_list(given) else [None]
+    names: list[Any] = [] if given is None else list(given) if _is_list(given) else [None]
     if not all(isinstance(name, str) for name in names):
         raise AccelError(f"{setting} is a list of paths or patterns, as in {setting}=['blocks.0', '*.to_q']")
     return names

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from accel.measure.confidence import LEAST_BY_SIGNS
+
 _PACKAGES = ("torch", "diffusers", "transformers", "triton")
 _ROOT = Path(__file__).resolve().parents[2]
 # Bytes that are written before each case that a device's own clock times: far more than a GPU's cache holds.
@@ -127,7 +129,7 @@ def take_turns(
     Args:
         cases: what to run, by name. Each is run three times before, for compilation and for clocks that rise.
         device: where they run.
-        seconds: that the rounds should take together; there are 3 at least.
+        seconds: that the rounds should take together; there are 6 at least, of which the sign test can tell noise.
         most: rounds at most.
         rounds: so many, whatever they take.
 
@@ -140,7 +142,7 @@ def take_turns(
         case()
         once += min(clock(case) for _ in range(2))
     if rounds is None:
-        rounds = max(3, min(most, int(seconds / max(once, 1e-6))))
+        rounds = max(LEAST_BY_SIGNS, min(most, int(seconds / max(once, 1e-6))))
     return interleaved(cases, warmup=0, repeats=rounds, clock=clock)
 
 

@@ -82,7 +82,7 @@ def test_the_device_is_busy_while_the_host_launches(monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds", "options", "rounds"),
-    [(0.1, {}, 10), (5.0, {}, 3), (0.01, {}, 30), (5.0, {"rounds": 7}, 7), (0.1, {"seconds": 0.55}, 5)],
+    [(0.1, {}, 10), (5.0, {}, 6), (0.01, {}, 30), (5.0, {"rounds": 3}, 3), (0.1, {"seconds": 0.75}, 7)],
 )
 def test_there_are_as_many_rounds_as_there_is_time_for(monkeypatch, seconds, options, rounds):
     """Two cases that take so many seconds together."""
