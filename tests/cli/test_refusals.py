@@ -112,7 +112,10 @@ REFUSED_ALONE: list[tuple[list[str], str]] = [
     (["compare", "-o", "gone/a.png"], "there is no folder gone for a.png; make it first"),
     (["report", "empty", "-o", "gone/a.html"], "there is no folder gone for a.html; make it first"),
     (["calibrate", "mix"], "'METHOD': 'mix' is not one of 'flashblock', 'mixed'"),
-    (["calibrate", "mixed", "--prompt", "x", "--cpu-offload", "group"], "use --cpu-offload model, or a model that was"),
+    (
+        ["calibrate", "mixed", "--prompt", "x", "--cpu-offload", "group", "-o", "x.json"],
+        "use --cpu-offload model, or a model that was",
+    ),
     (
         ["generate", "--prompt", "x", "--config", "none.yaml"],
         "a mapping with attention, cache, quantize, not nothing",
