@@ -47,9 +47,10 @@ class SpeedUp:
 def speed_up(base: Sequence[float], other: Sequence[float]) -> SpeedUp:
     """From the seconds of the runs of the baseline and of another setting, in the order of their pairs.
 
-    The spread is half of the interval in which the middle of the pairs' ratios lies with 95 % confidence
-    (:func:`accel.measure.confidence.interval`), and no less than `LEAST_SPREAD`: what differs by more than that differs
-    by noise alone in one comparison of twenty.
+    The spread is how far the interval in which the middle of the pairs' ratios lies with 95 % confidence
+    (:func:`accel.measure.confidence.interval`) reaches from the speed-up towards 1 or over it, and no less than
+    `LEAST_SPREAD`: what differs from 1 by more than that does so by noise alone in one comparison of twenty. A single
+    pair that is far off on the other side does not widen it.
 
     Raises:
         ValueError: no pair, or unequal numbers of runs.
@@ -57,11 +58,11 @@ def speed_up(base: Sequence[float], other: Sequence[float]) -> SpeedUp:
     if not base or len(base) != len(other):
         raise ValueError(f"{len(base)} runs of the baseline and {len(other)} of the other make no pairs")
     ratios = [a / b for a, b in zip(base, other, strict=True)]
-    spread = None
+    found, spread = ratio(Timing(tuple(base)), Timing(tuple(other))), None
     if len(ratios) >= LEAST:
         low, high = interval(ratios)
-        spread = max((high - low) / 2, LEAST_SPREAD)
-    return SpeedUp(ratio(Timing(tuple(base)), Timing(tuple(other))), spread, len(ratios))
+        spread = max(found - low if found >= 1 else high - found, LEAST_SPREAD)
+    return SpeedUp(found, spread, len(ratios))
 
 
 def reds(clips: Sequence[dict[str, Any]], *, least_psnr: float = LEAST_PSNR) -> list[str]:
