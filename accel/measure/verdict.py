@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +61,10 @@ def speed_up(base: Sequence[float], other: Sequence[float]) -> SpeedUp:
     ratios = [a / b for a, b in zip(base, other, strict=True)]
     found, spread = ratio(Timing(tuple(base)), Timing(tuple(other))), None
     if len(ratios) >= LEAST:
-        low, high = interval(ratios)
-        spread = max(found - low if found >= 1 else high - found, LEAST_SPREAD)
+        (low, high), middle = interval(ratios), statistics.median(ratios)
+        # The ratio of the medians may lie at the interval's end, or outside of it.
+        reach = max(found, middle) - low if found >= 1 else high - min(found, middle)
+        spread = max(reach, LEAST_SPREAD)
     return SpeedUp(found, spread, len(ratios))
 
 

@@ -58,7 +58,14 @@ def test_a_pair_that_is_far_off_does_not_hide_a_difference():
     found = speed_up([40.0, *[10.0] * 6], [2.5, 3.0, 3.3, 2.7, 2.9, 3.1, 3.0])
     assert found.measurable and found.ratio - found.spread == pytest.approx(10 / 3.3)
     slower = speed_up([3.0, 2.5, 3.3, 2.7, 2.9, 3.1, 3.0], [40.0, *[10.0] * 6])
-    assert slower.measurable and slower.ratio + slower.spread == pytest.approx(0.33)
+    assert slower.measurable and slower.ratio + slower.spread == pytest.approx(0.34)
+
+
+def test_a_ratio_of_medians_at_the_end_of_the_interval_has_the_spread_of_its_pairs():
+    """Medians of 10 and 5, where the middle of the ratios of pairs is 2.9."""
+    found = speed_up([10, 10, 10, 12, 15, 9, 8], [3.3, 2.5, 5, 5.1, 5.2, 5.3, 2.6])
+    low, _ = interval([10 / 3.3, 10 / 2.5, 10 / 5, 12 / 5.1, 15 / 5.2, 9 / 5.3, 8 / 2.6])
+    assert found.ratio == 2 and found.spread == pytest.approx(15 / 5.2 - low)
 
 
 def test_what_is_twice_as_fast_is_measured_as_that():
