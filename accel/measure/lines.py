@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from accel.measure.cells import Cell
+from accel.measure.confidence import LEAST_BY_SIGNS
 from accel.measure.prompt_accuracy import share_right
 from accel.measure.timing import Timing
 from accel.measure.trial import Setting
@@ -134,6 +135,9 @@ def _warnings(setting: Setting, cells: list[Cell], judged: list[dict[str, Any]],
     if not setting.plain and total is not None and total.measurable is False:
         same = bool(judged) and all(one["same_bits"] for one in judged)
         found.append("it made no measurable difference in speed" + (", and gave the same bits" if same else ""))
+        if total.pairs < LEAST_BY_SIGNS:
+            more = f"{LEAST_BY_SIGNS} or more tell smaller ones"
+            found.append(f"{total.pairs} pairs tell large differences alone; {more}")
     return list(dict.fromkeys(found))
 
 

@@ -107,6 +107,9 @@ def test_a_method_that_does_nothing_is_no_measurable_difference_and_a_warning(pi
     assert cache["speed_up"]["text"].startswith("no measurable difference (1.00 ± 0.0")
     assert cache["warnings"] == ["it made no measurable difference in speed, and gave the same bits"]
     assert cache["same_bits"] == len(PLACES)
+    store = opened(tmp_path / "few")
+    run(MadeUp(pipe, speed=lambda steps, on: 1.0).work, store, places=PLACES[:3])
+    assert lines(store)[1]["warnings"][1] == "3 pairs tell large differences alone; 6 or more tell smaller ones"
 
 
 def test_of_a_method_that_corrupts_no_speed_up_is_said(pipe, tmp_path):
